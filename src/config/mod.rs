@@ -1,0 +1,255 @@
+//! `Settings`: what the operator said, valid and complete.
+//!
+//! Three stages: files as written (`source`), merged into one tree, read into `Settings` (`read`).
+//! The daemon sees only the last; nothing here is optional that has a default.
+
+use crate::{
+    ids::{ModelName, ServerId, TenantId, Tier},
+    snapshot::ServerKind,
+    units::{Bytes, Tokens},
+};
+use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, time::Duration};
+
+/// Everything the daemon can be told. Immutable; a reload makes a new one.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Settings {
+    /// Addresses and connection limits.
+    pub listen: Listen,
+    /// Limits on what callers may send.
+    pub limits: Limits,
+    /// How requests wait.
+    pub queue: Queue,
+    /// How answers are carried.
+    pub relay: Relay,
+    /// The breaker before each server.
+    pub breaker: Breaker,
+    /// How servers are watched and found.
+    pub probe: Probe,
+    /// The GPU plane.
+    pub gpu: Gpu,
+    /// Threads.
+    pub threads: Threads,
+    /// Logs.
+    pub log: Log,
+    /// Who may call, with what.
+    pub tenants: Vec<Tenant>,
+    /// What is known about models beyond what servers tell.
+    pub models: Vec<Model>,
+    /// The model servers.
+    pub servers: Vec<Server>,
+}
+
+/// `[listen]`
+#[derive(Clone, Debug, PartialEq)]
+pub struct Listen {
+    /// Where callers connect.
+    pub data: SocketAddr,
+    /// Where metrics and health are read.
+    pub admin: SocketAddr,
+    /// The Unix socket for `berthd status` and the other operator commands.
+    pub socket: PathBuf,
+    /// Callers' connections at once; more wait in the kernel's backlog.
+    pub connections_max: usize,
+    /// A request head must be complete this long after its first byte.
+    pub head_limit: Duration,
+    /// A request body must be complete this long after its head.
+    pub body_limit: Duration,
+    /// A connection without a request is closed after this.
+    pub idle_limit: Duration,
+    /// After SIGTERM, streams may finish for this long.
+    pub drain_limit: Duration,
+}
+
+/// `[limits]`
+#[derive(Clone, Debug, PartialEq)]
+pub struct Limits {
+    /// Largest request body.
+    pub body_max: Bytes,
+    /// Largest `n`.
+    pub choices_max: u32,
+    /// Largest whole (not streamed) answer taken from a server.
+    pub answer_max: Bytes,
+    /// Largest single event taken from a server's stream.
+    pub event_max: Bytes,
+}
+
+/// `[queue]`
+#[derive(Clone, Debug, PartialEq)]
+pub struct Queue {
+    /// Requests waiting at once, all models together.
+    pub length_max: usize,
+    /// Share of the queue one tenant may fill, percent.
+    pub tenant_share_percent: u8,
+    /// Longest wait for a turn when the caller gives no deadline.
+    pub wait_max: Duration,
+    /// Longest wait while no server of the model is up.
+    pub no_server_wait: Duration,
+}
+
+/// `[relay]`
+#[derive(Clone, Debug, PartialEq)]
+pub struct Relay {
+    /// A server that accepted a stream must send its first content within this.
+    pub first_token_limit: Duration,
+    /// A stream must not stay silent longer than this after its first content.
+    pub idle_limit: Duration,
+    /// A whole (not streamed) answer must be complete within this.
+    pub answer_limit: Duration,
+    /// A comment goes to a streaming caller after this much silence.
+    pub heartbeat: Duration,
+    /// Servers tried for one request.
+    pub attempts_max: u32,
+    /// A connection to a server must be made within this.
+    pub connect_limit: Duration,
+    /// Idle connections kept to each server.
+    pub idle_connections_max: usize,
+}
+
+/// `[breaker]`
+#[derive(Clone, Debug, PartialEq)]
+pub struct Breaker {
+    /// Failures in a row that open it.
+    pub failures: u32,
+    /// First pause before an open breaker sends its own trial request.
+    pub trial_first: Duration,
+    /// Longest pause between trials.
+    pub trial_max: Duration,
+}
+
+/// `[probe]`
+#[derive(Clone, Debug, PartialEq)]
+pub struct Probe {
+    /// Time between rounds.
+    pub period: Duration,
+    /// A probe must be answered within this.
+    pub limit: Duration,
+    /// Readings older than this count as unknown.
+    pub stale_after: Duration,
+    /// Failed rounds in a row that mark a server down.
+    pub failures_down: u32,
+    /// Look for servers on the default loopback ports.
+    pub discover: bool,
+}
+
+/// `[gpu]`
+#[derive(Clone, Debug, PartialEq)]
+pub struct Gpu {
+    /// Read the GPUs at all.
+    pub enabled: bool,
+    /// The NVML library; `None` lets the system's loader find `libnvidia-ml.so.1`.
+    pub nvml_library: Option<PathBuf>,
+    /// Time between rounds of readings.
+    pub period: Duration,
+}
+
+/// `[threads]`
+#[derive(Clone, Debug, PartialEq)]
+pub struct Threads {
+    /// Threads that carry requests.
+    pub carry: usize,
+    /// Threads for long tokenisation and other CPU work.
+    pub compute: usize,
+}
+
+/// How log lines look.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat {
+    /// Text for people; with syslog levels in front when the journal reads it.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// How much is logged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum LogLevel {
+    /// Only what needs a person.
+    Error,
+    /// And what may soon.
+    Warn,
+    /// And one line for each request.
+    Info,
+    /// And each decision.
+    Debug,
+}
+
+/// `[log]`
+#[derive(Clone, Debug, PartialEq)]
+pub struct Log {
+    /// Text or JSON.
+    pub format: LogFormat,
+    /// Least urgent level that is written.
+    pub level: LogLevel,
+}
+
+/// SHA-256 of an API key.
+pub type KeyDigest = [u8; 32];
+
+/// `[[tenants]]`
+#[derive(Clone, Debug, PartialEq)]
+pub struct Tenant {
+    /// Its name in metrics, logs and status.
+    pub name: TenantId,
+    /// Digests of its API keys.
+    pub keys: Vec<KeyDigest>,
+    /// The tier of its requests, and the most urgent tier it may ask for.
+    pub tier: Tier,
+    /// Models it may use; empty means all.
+    pub models: Vec<ModelName>,
+    /// Requests a minute, 0 for no limit.
+    pub requests_per_minute: u64,
+    /// Input and output tokens a minute, 0 for no limit.
+    pub tokens_per_minute: Tokens,
+}
+
+/// `[[models]]`
+#[derive(Clone, Debug, PartialEq)]
+pub struct Model {
+    /// The name servers know it by.
+    pub name: ModelName,
+    /// Other names callers may use.
+    pub aliases: Vec<ModelName>,
+    /// Folder with `tokenizer.json` and the chat template, for exact counting.
+    pub folder: Option<PathBuf>,
+    /// Context window; `None` takes what the servers or the folder tell.
+    pub context_window: Option<Tokens>,
+    /// Output tokens expected of a request that gives no maximum, until answers teach better.
+    pub expected_output: Tokens,
+    /// Variables passed to the chat template, as the server's own flags give them.
+    pub template_variables: BTreeMap<String, serde_json::Value>,
+}
+
+/// Where a model server is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// An HTTP server: host and port (never TLS: model servers listen on loopback).
+    Http {
+        /// Host name or address as written.
+        host: String,
+        /// Port.
+        port: u16,
+        /// Path in front of `/v1`, without a trailing slash; usually empty.
+        prefix: String,
+    },
+    /// Inside this process, from a model folder.
+    Folder(PathBuf),
+}
+
+/// `[[servers]]`
+#[derive(Clone, Debug, PartialEq)]
+pub struct Server {
+    /// Its name in metrics, logs, status and the answer header.
+    pub name: ServerId,
+    /// Which program it is.
+    pub kind: ServerKind,
+    /// Where it is.
+    pub place: Place,
+    /// API key it wants from us.
+    pub api_key: Option<String>,
+    /// Models it serves; empty takes what it lists.
+    pub models: Vec<ModelName>,
+    /// KV cache room, overriding what it reports.
+    pub kv_tokens: Option<Tokens>,
+    /// Sequences at once, overriding what it reports.
+    pub max_running: Option<u32>,
+}

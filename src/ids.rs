@@ -1,0 +1,166 @@
+//! Names of things: tenants, models, servers, GPUs and requests.
+//!
+//! Each is its own type, so that a server's name can never be passed where a model's is meant.
+
+use serde::Serialize;
+use std::{borrow::Borrow, fmt, sync::Arc};
+
+macro_rules! name {
+    ($(#[$doc:meta])* $name:ident) => {
+        $(#[$doc])*
+        #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+        #[serde(transparent)]
+        pub struct $name(Arc<str>);
+
+        impl $name {
+            /// The name as text.
+            pub fn as_str(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl From<&str> for $name {
+            fn from(text: &str) -> Self {
+                Self(text.into())
+            }
+        }
+
+        impl From<String> for $name {
+            fn from(text: String) -> Self {
+                Self(text.into())
+            }
+        }
+
+        impl Borrow<str> for $name {
+            fn borrow(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                self.0.fmt(f)
+            }
+        }
+    };
+}
+
+name! {
+    /// Who pays: the owner of one or more API keys.
+    TenantId
+}
+name! {
+    /// What a caller asks for, as callers write it.
+    ModelName
+}
+name! {
+    /// One running model server process, as the operator named it (or as it was discovered).
+    ServerId
+}
+name! {
+    /// One GPU or MIG instance: the UUID that NVML reports. Never an index, which may change on reboot.
+    GpuId
+}
+
+/// One request, unique across restarts: `req_` and 96 random bits in hex.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
+#[serde(transparent)]
+pub struct RequestId(Arc<str>);
+
+impl RequestId {
+    /// A fresh id. Falls back to the clock if the system's random source fails,
+    /// since an id is for finding a request again, not for security.
+    pub fn fresh() -> Self {
+        const HEX: [char; 16] =
+            ['0', '1', '2', '3', '4', '5', '6', '7', '8', '9', 'a', 'b', 'c', 'd', 'e', 'f'];
+        let mut random = [0u8; 12];
+        if getrandom::fill(&mut random).is_err() {
+            let nanos = std::time::UNIX_EPOCH.elapsed().map(|age| age.as_nanos()).unwrap_or(0);
+            for (to, from) in random.iter_mut().zip(nanos.to_le_bytes()) {
+                *to = from;
+            }
+        }
+        let mut text = String::with_capacity(28);
+        text.push_str("req_");
+        for byte in random {
+            for nibble in [byte >> 4, byte & 15] {
+                text.push(HEX.get(usize::from(nibble)).copied().unwrap_or('0'));
+            }
+        }
+        Self(text.into())
+    }
+
+    /// The id as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for RequestId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// How urgent a request is. Earlier tiers go first (strictly); the order of the variants is the order
+/// of service.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Tier {
+    /// The operator's own traffic: probes and control.
+    System,
+    /// A person waits for the answer.
+    Interactive,
+    /// The default.
+    Standard,
+    /// Nobody waits.
+    Batch,
+}
+
+impl Tier {
+    /// All tiers, most urgent first.
+    pub const ALL: [Self; 4] = [Self::System, Self::Interactive, Self::Standard, Self::Batch];
+
+    /// The tier's name in configuration, headers and metrics.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::System => "system",
+            Self::Interactive => "interactive",
+            Self::Standard => "standard",
+            Self::Batch => "batch",
+        }
+    }
+
+    /// The tier with this name, if there is one.
+    pub fn parse(text: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|tier| tier.as_str() == text)
+    }
+}
+
+impl fmt::Display for Tier {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn request_ids_are_unique_and_well_formed() {
+        let (one, two) = (RequestId::fresh(), RequestId::fresh());
+        assert_ne!(one, two);
+        assert_eq!(one.as_str().len(), 28);
+        assert!(one.as_str().starts_with("req_"));
+    }
+
+    #[test]
+    fn tiers_order_from_urgent_to_patient() {
+        assert!(Tier::System < Tier::Batch);
+        for tier in Tier::ALL {
+            assert_eq!(Tier::parse(tier.as_str()), Some(tier));
+        }
+        assert_eq!(Tier::parse("INTERACTIVE"), None);
+    }
+}

@@ -1,0 +1,103 @@
+//! Model servers: one trait, one adapter per kind, a registry, and the loop that watches them.
+//!
+//! An adapter carries requests and reports what a server is like. It never decides who may use it.
+
+use crate::{
+    ids::{RequestId, ServerId},
+    snapshot::{ServerKind, ServerState},
+    units::Tokens,
+};
+use bytes::Bytes;
+use http::{HeaderMap, StatusCode};
+use std::{future::Future, pin::Pin};
+
+/// A boxed future, for the object-safe trait below.
+pub type Later<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+
+/// The API route a call goes to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Route {
+    /// `POST /v1/chat/completions`
+    Chat,
+    /// `POST /v1/completions`
+    Completions,
+    /// `POST /v1/embeddings`
+    Embeddings,
+}
+
+impl Route {
+    /// The path on an OpenAI-compatible server.
+    pub const fn path(self) -> &'static str {
+        match self {
+            Self::Chat => "/v1/chat/completions",
+            Self::Completions => "/v1/completions",
+            Self::Embeddings => "/v1/embeddings",
+        }
+    }
+
+    /// The route's name in metrics and logs.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Chat => "chat",
+            Self::Completions => "completions",
+            Self::Embeddings => "embeddings",
+        }
+    }
+}
+
+/// One call to a server.
+#[derive(Clone, Debug)]
+pub struct Call {
+    /// Where it goes.
+    pub route: Route,
+    /// The JSON body, complete.
+    pub body: Bytes,
+    /// Our id, sent as `X-Request-Id`.
+    pub request_id: RequestId,
+}
+
+/// The head of a server's answer, and its body as it comes.
+#[derive(Debug)]
+pub struct Answer {
+    /// HTTP status.
+    pub status: StatusCode,
+    /// Response headers.
+    pub headers: HeaderMap,
+    /// The body. Dropping it aborts the call: the connection is closed, the sequence is stopped.
+    pub body: AnswerBody,
+}
+
+/// What can go wrong between us and a server.
+#[derive(Debug, thiserror::Error)]
+pub enum CallError {
+    /// No connection could be made. The server has seen nothing; any retry is safe.
+    #[error("cannot connect: {0}")]
+    Connect(String),
+    /// The connection broke. The server may have seen the request.
+    #[error("connection broke: {0}")]
+    Broken(String),
+    /// The server refused before starting (an embedded server whose places are taken).
+    #[error("refused: {0}")]
+    Refused(String),
+}
+
+/// A model server, whatever its kind.
+pub trait ModelServer: Send + Sync + 'static {
+    /// Its name.
+    fn id(&self) -> &ServerId;
+
+    /// Which program it is.
+    fn kind(&self) -> ServerKind;
+
+    /// Sends one call and waits for the head of the answer.
+    ///
+    /// Dropping the future aborts the call at once.
+    fn send(&self, call: Call) -> Later<'_, Result<Answer, CallError>>;
+
+    /// Asks the server how it is. `last` is the previous state, for what need not be asked again.
+    /// Never fails: a server that does not answer is `Health::Down`.
+    fn observe<'a>(&'a self, last: &'a ServerState) -> Later<'a, ServerState>;
+
+    /// Asks the server to count the input tokens of a call, where its kind can. `None`: it cannot.
+    fn count(&self, route: Route, body: Bytes) -> Later<'_, Option<Tokens>>;
+}

@@ -1,0 +1,210 @@
+//! What the node looks like right now: plain, dated values.
+//!
+//! Edges publish them, rules and operators read them. Nothing here knows who does either.
+
+use crate::{
+    ids::{GpuId, ModelName, ServerId},
+    units::{Bytes, Tokens},
+};
+use serde::Serialize;
+use tokio::time::Instant;
+
+// === GPUs ===
+
+/// What NVML says, or why it says nothing.
+#[derive(Clone, Debug, Default)]
+pub enum GpuPlane {
+    /// Not asked yet, or switched off in the configuration.
+    #[default]
+    Off,
+    /// There is no usable driver; the text says what was tried and what the system answered.
+    NoDriver(String),
+    /// The driver answers.
+    Driver(DriverState),
+}
+
+/// One round of readings over all GPUs.
+#[derive(Clone, Debug)]
+pub struct DriverState {
+    /// Kernel driver version, for example `580.65.06`.
+    pub driver_version: String,
+    /// NVML library version.
+    pub nvml_version: String,
+    /// Every GPU that the driver lists, in its order.
+    pub gpus: Vec<GpuState>,
+    /// When this round ended.
+    pub read_at: Instant,
+}
+
+/// One GPU. A reading that the card lacks, or that failed this time, is `None`.
+#[derive(Clone, Debug)]
+pub struct GpuState {
+    /// NVML UUID.
+    pub id: GpuId,
+    /// Position in the driver's list, for people only.
+    pub index: u32,
+    /// Product name.
+    pub name: String,
+    /// Memory in all.
+    pub memory_total: Option<Bytes>,
+    /// Memory in use.
+    pub memory_used: Option<Bytes>,
+    /// Memory nobody holds.
+    pub memory_free: Option<Bytes>,
+    /// Share of the last sample period with a kernel running, 0 to 100.
+    pub utilisation_percent: Option<u32>,
+    /// Share of the last sample period with memory being read or written, 0 to 100.
+    pub memory_utilisation_percent: Option<u32>,
+    /// Power drawn now, watts.
+    pub power_w: Option<f64>,
+    /// Enforced power limit, watts.
+    pub power_limit_w: Option<f64>,
+    /// Core temperature, degrees Celsius.
+    pub temperature_c: Option<u32>,
+    /// Processes that hold memory on the card; `None` when the driver would not say.
+    pub processes: Option<Vec<GpuProcess>>,
+}
+
+/// A process on a GPU.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct GpuProcess {
+    /// Process id as the driver reports it.
+    pub pid: u32,
+    /// The program's name, where the driver gives it.
+    pub name: Option<String>,
+    /// Memory it holds; the driver does not always know.
+    pub memory: Option<Bytes>,
+}
+
+// === Model servers ===
+
+/// Which program a server is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ServerKind {
+    /// vLLM.
+    Vllm,
+    /// SGLang.
+    Sglang,
+    /// llama.cpp's `llama-server`.
+    #[serde(rename = "llama.cpp")]
+    LlamaCpp,
+    /// Anything that speaks the OpenAI API and tells nothing about its load.
+    #[serde(rename = "openai")]
+    OpenAi,
+    /// The small model that runs inside this process.
+    Embedded,
+}
+
+impl ServerKind {
+    /// Every kind.
+    pub const ALL: [Self; 5] = [Self::Vllm, Self::Sglang, Self::LlamaCpp, Self::OpenAi, Self::Embedded];
+
+    /// The kind's name in configuration, status and metrics.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Vllm => "vllm",
+            Self::Sglang => "sglang",
+            Self::LlamaCpp => "llama.cpp",
+            Self::OpenAi => "openai",
+            Self::Embedded => "embedded",
+        }
+    }
+
+    /// The kind with this name.
+    pub fn parse(text: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|kind| kind.as_str() == text)
+    }
+}
+
+/// Whether a server can take work, as its own probes see it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase", tag = "state", content = "why")]
+pub enum Health {
+    /// Not probed yet.
+    Unknown,
+    /// Answers, but is not ready (the model loads).
+    Starting(String),
+    /// Ready.
+    Up,
+    /// Does not answer, or says that it is broken.
+    Down(String),
+}
+
+impl Health {
+    /// The state's name in metrics and status.
+    pub const fn as_str(&self) -> &'static str {
+        match self {
+            Self::Unknown => "unknown",
+            Self::Starting(_) => "starting",
+            Self::Up => "up",
+            Self::Down(_) => "down",
+        }
+    }
+}
+
+/// A model that a server lists.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct ServedModel {
+    /// The name the server knows it by.
+    pub name: ModelName,
+    /// Context window in tokens, input and output together, where the server tells it.
+    pub context_window: Option<Tokens>,
+}
+
+/// How busy a server says it is. Fields that its kind does not report are `None`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct Load {
+    /// Sequences in the running batch.
+    pub running: Option<u32>,
+    /// Sequences waiting inside the server.
+    pub waiting: Option<u32>,
+    /// Share of the KV cache in use, 0.0 to 1.0.
+    pub kv_used_ratio: Option<f64>,
+}
+
+/// How much a server can hold.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Capacity {
+    /// KV cache room for all sequences together, in tokens.
+    pub kv_tokens: Option<Tokens>,
+    /// Sequences at once.
+    pub max_running: Option<u32>,
+}
+
+/// One round of probing a server.
+#[derive(Clone, Debug)]
+pub struct ServerState {
+    /// Which server.
+    pub id: ServerId,
+    /// Which program it is.
+    pub kind: ServerKind,
+    /// Can it take work?
+    pub health: Health,
+    /// What it serves; kept from the last good round when a later one fails.
+    pub models: Vec<ServedModel>,
+    /// How busy it says it is.
+    pub load: Load,
+    /// How much it can hold.
+    pub capacity: Capacity,
+    /// Version text, where the server tells it.
+    pub version: Option<String>,
+    /// When the last round that the server answered ended.
+    pub read_at: Option<Instant>,
+}
+
+impl ServerState {
+    /// A server nobody has asked yet.
+    pub fn unknown(id: ServerId, kind: ServerKind) -> Self {
+        Self {
+            id,
+            kind,
+            health: Health::Unknown,
+            models: Vec::new(),
+            load: Load::default(),
+            capacity: Capacity::default(),
+            version: None,
+            read_at: None,
+        }
+    }
+}
