@@ -117,10 +117,14 @@ impl Reason {
     pub const fn class(self) -> Class {
         match self {
             Self::RequestRate | Self::TokenRate | Self::TenantQueueFull => Class::Limited,
-            Self::QueueFull | Self::WaitTooLong | Self::NoServer | Self::Draining | Self::ServerBusy => {
-                Class::Shed
+            Self::QueueFull
+            | Self::WaitTooLong
+            | Self::NoServer
+            | Self::Draining
+            | Self::ServerBusy => Class::Shed,
+            Self::ServerFailed | Self::ServerSilent | Self::AnswerBroken | Self::Internal => {
+                Class::Failed
             }
-            Self::ServerFailed | Self::ServerSilent | Self::AnswerBroken | Self::Internal => Class::Failed,
             _ => Class::Invalid,
         }
     }
@@ -176,7 +180,13 @@ pub struct Refusal {
 impl Refusal {
     /// A refusal with its sentence.
     pub fn new(reason: Reason, message: impl Into<Cow<'static, str>>) -> Self {
-        Self { reason, message: message.into(), param: None, retry_after: None, server_status: None }
+        Self {
+            reason,
+            message: message.into(),
+            param: None,
+            retry_after: None,
+            server_status: None,
+        }
     }
 
     /// Names the field that is at fault.

@@ -9,10 +9,17 @@ pub mod ids;
 pub mod units;
 
 // Floor 1: what the operator said; what callers say.
+pub mod api;
 pub mod config;
 
 // Floor 2: what the node looks like right now; what text costs.
 pub mod snapshot;
 
-// Floor 4: edges.
+// Floor 3: rules. They decide and never do I/O.
+pub mod admit;
+pub mod ledger;
+pub mod queue;
+pub mod schedule;
+
+// Floor 4: edges: hardware, sockets, model servers.
 pub mod servers;

@@ -1,1 +1,2 @@
-fn main(){}
+//! The `berthd` command.
+fn main() {}

@@ -98,7 +98,8 @@ pub enum ServerKind {
 
 impl ServerKind {
     /// Every kind.
-    pub const ALL: [Self; 5] = [Self::Vllm, Self::Sglang, Self::LlamaCpp, Self::OpenAi, Self::Embedded];
+    pub const ALL: [Self; 5] =
+        [Self::Vllm, Self::Sglang, Self::LlamaCpp, Self::OpenAi, Self::Embedded];
 
     /// The kind's name in configuration, status and metrics.
     pub const fn as_str(self) -> &'static str {

@@ -68,7 +68,11 @@ impl Bytes {
         const GIB: f64 = (1u64 << 30) as f64;
         const MIB: f64 = (1u64 << 20) as f64;
         let bytes = self.0 as f64;
-        if bytes >= GIB { format!("{:.1} GiB", bytes / GIB) } else { format!("{:.0} MiB", bytes / MIB) }
+        if bytes >= GIB {
+            format!("{:.1} GiB", bytes / GIB)
+        } else {
+            format!("{:.0} MiB", bytes / MIB)
+        }
     }
 }
 

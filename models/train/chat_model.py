@@ -34,13 +34,12 @@ class Shape:
 
 @dataclass(frozen=True)
 class Schedule:
-    """How long and how fast to learn. One step sees `rows * row_len` tokens."""
+    """How long and how fast to learn. A step sees one batch, about 1,000 tokens."""
 
-    steps: int = 2000
-    rows: int = 4
-    row_len: int = 512
-    peak_rate: float = 3e-3
-    warmup: int = 60
+    steps: int = 1800
+    peak_rate: float = 2e-3
+    warmup: int = 100
+    fall: float = 0.3  # the part of the steps, at the end, in which the rate falls to zero
     weight_decay: float = 0.05
     clip_norm: float = 1.0
     seed: int = 20
@@ -147,20 +146,20 @@ def mean_loss(params, batch, shape):
 
 
 def learning_rate(step, plan):
-    """Linear rise, then a straight line to zero: the last steps sharpen the
-    answers, which matters more here than anything fancier."""
+    """Rises, stays, then falls in a straight line to zero. The long level part
+    does not depend on the number of steps, so a run that was stopped can go on
+    from its last save with another number and still equal a run from scratch."""
     rise = step / plan.warmup
-    fall = (plan.steps - step) / (plan.steps - plan.warmup)
-    return plan.peak_rate * jnp.clip(jnp.minimum(rise, fall), 0.0, 1.0)
+    fall = (plan.steps - step) / (plan.steps * plan.fall)
+    return plan.peak_rate * min(rise, fall, 1.0)
 
 
 @functools.partial(jax.jit, static_argnames=("shape", "plan"), donate_argnums=(0, 1, 2))
-def adamw_step(params, first, second, batch, step, shape, plan):
+def adamw_step(params, first, second, batch, step, rate, shape, plan):
     """One AdamW update with the gradient clipped by its global norm."""
     loss, grads = jax.value_and_grad(mean_loss)(params, batch, shape)
     norm = jnp.sqrt(sum(jnp.sum(g * g) for g in grads.values()))
     scale = jnp.minimum(1.0, plan.clip_norm / (norm + 1e-9))
-    rate = learning_rate(step, plan)
     fix1, fix2 = 1.0 - 0.9**step, 1.0 - 0.98**step
     for name, grad in grads.items():
         grad = grad * scale
@@ -173,21 +172,46 @@ def adamw_step(params, first, second, batch, step, shape, plan):
     return params, first, second, loss
 
 
-def train(shape, plan, batches, log=print):
-    """Runs the whole schedule; returns (weights, mean loss of the last 50 steps)."""
-    params = {k: jnp.asarray(v) for k, v in new_params(shape, plan.seed).items()}
-    first = {k: jnp.zeros_like(v) for k, v in params.items()}
-    second = {k: jnp.zeros_like(v) for k, v in params.items()}
-    losses, began = [], time.monotonic()
+def save_progress(path, step, sets):
+    """Weights and both moments, under their set's name; written, then renamed."""
+    flat = {f"{kind}/{name}": np.asarray(v) for kind, group in sets.items() for name, v in group.items()}
+    np.savez(path.with_suffix(".part.npz"), step=step, **flat)
+    path.with_suffix(".part.npz").rename(path)
+
+
+def load_progress(path, sets):
+    """The step reached, or 0 with `sets` untouched when nothing was saved."""
+    if not path.exists():
+        return 0
+    with np.load(path) as saved:
+        for kind, group in sets.items():
+            for name in group:
+                group[name] = jnp.asarray(saved[f"{kind}/{name}"])
+        return int(saved["step"])
+
+
+def train(shape, plan, batches, saves, log=print):
+    """Runs the schedule, saving to the file `saves` now and then and going on
+    from it if it exists; returns (weights, mean loss of the last 100 steps)."""
+    fresh = new_params(shape, plan.seed)
+    sets = {"weight": {k: jnp.asarray(v) for k, v in fresh.items()},
+            "first": {k: jnp.zeros_like(v) for k, v in fresh.items()},
+            "second": {k: jnp.zeros_like(v) for k, v in fresh.items()}}
+    done, losses, began = load_progress(saves, sets), [], time.monotonic()
     for step in range(1, plan.steps + 1):
-        batch = tuple(jnp.asarray(part) for part in next(batches))
-        params, first, second, loss = adamw_step(
-            params, first, second, batch, jnp.float32(step), shape, plan)
+        batch = next(batches)
+        if step <= done:  # the text was seen before the stop
+            continue
+        *state, loss = adamw_step(*sets.values(), tuple(jnp.asarray(part) for part in batch), jnp.float32(step),
+                                  jnp.float32(learning_rate(step, plan)), shape, Schedule())
+        sets = dict(zip(sets, state))
         losses.append(float(loss))
         if step % 50 == 0 or step == 1:
-            log(f"step {step}/{plan.steps}  loss {np.mean(losses[-50:]):.4f}  "
+            log(f"step {step}/{plan.steps}  loss {np.mean(losses[-100:]):.4f}  "
                 f"{time.monotonic() - began:.0f} s")
-    return {k: np.asarray(v) for k, v in params.items()}, float(np.mean(losses[-50:]))
+        if step % 100 == 0:
+            save_progress(saves, step, sets)
+    return {k: np.asarray(v) for k, v in sets["weight"].items()}, float(np.mean(losses[-100:]))
 
 
 @functools.partial(jax.jit, static_argnames=("shape",))

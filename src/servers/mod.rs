@@ -2,48 +2,25 @@
 //!
 //! An adapter carries requests and reports what a server is like. It never decides who may use it.
 
+pub mod body;
+pub mod http;
+mod wire;
+
+pub use body::AnswerBody;
+
+pub use crate::api::Route;
+
 use crate::{
     ids::{RequestId, ServerId},
     snapshot::{ServerKind, ServerState},
     units::Tokens,
 };
+use ::http::{HeaderMap, StatusCode};
 use bytes::Bytes;
-use http::{HeaderMap, StatusCode};
 use std::{future::Future, pin::Pin};
 
 /// A boxed future, for the object-safe trait below.
 pub type Later<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
-
-/// The API route a call goes to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Route {
-    /// `POST /v1/chat/completions`
-    Chat,
-    /// `POST /v1/completions`
-    Completions,
-    /// `POST /v1/embeddings`
-    Embeddings,
-}
-
-impl Route {
-    /// The path on an OpenAI-compatible server.
-    pub const fn path(self) -> &'static str {
-        match self {
-            Self::Chat => "/v1/chat/completions",
-            Self::Completions => "/v1/completions",
-            Self::Embeddings => "/v1/embeddings",
-        }
-    }
-
-    /// The route's name in metrics and logs.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Chat => "chat",
-            Self::Completions => "completions",
-            Self::Embeddings => "embeddings",
-        }
-    }
-}
 
 /// One call to a server.
 #[derive(Clone, Debug)]

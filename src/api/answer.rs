@@ -1,0 +1,123 @@
+//! Token usage as servers report it, and whether it can be believed.
+
+use crate::units::Tokens;
+use serde::Deserialize;
+
+/// Token counts of one answer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// Input tokens.
+    pub prompt: Tokens,
+    /// Output tokens.
+    pub completion: Tokens,
+    /// Input tokens that the server took from its prefix cache.
+    pub cached: Tokens,
+}
+
+impl Usage {
+    /// Input and output together.
+    pub const fn total(self) -> Tokens {
+        self.prompt.plus(self.completion)
+    }
+
+    /// OpenAI's JSON form.
+    pub fn json(self) -> String {
+        format!(
+            "{{\"prompt_tokens\":{},\"completion_tokens\":{},\"total_tokens\":{}}}",
+            self.prompt,
+            self.completion,
+            self.total()
+        )
+    }
+}
+
+#[derive(Deserialize)]
+struct Raw {
+    #[serde(default)]
+    prompt_tokens: Option<i64>,
+    #[serde(default)]
+    completion_tokens: Option<i64>,
+    #[serde(default)]
+    prompt_tokens_details: Option<Details>,
+}
+
+#[derive(Deserialize)]
+struct Details {
+    #[serde(default)]
+    cached_tokens: Option<i64>,
+}
+
+/// What is known about an answer without asking the server.
+#[derive(Clone, Copy, Debug)]
+pub struct Expected {
+    /// Our count of the input.
+    pub prompt: Tokens,
+    /// Our count of the output.
+    pub completion: Tokens,
+    /// True when our input count is exact rather than an estimate.
+    pub exact: bool,
+    /// How many prompts and choices share this usage.
+    pub answers: u64,
+}
+
+/// Reads a usage object. `None` when it is absent, broken, negative, or so far from what passed
+/// through our hands that it cannot be true: an output more than eight times ours (a server counts
+/// special tokens and pieces that never became text, but not that many), or an input that differs
+/// from an exact count by half and more than 64 tokens.
+pub fn believable(text: Option<&str>, expected: Expected) -> Option<Usage> {
+    let raw: Raw = serde_json::from_str(text?).ok()?;
+    let prompt = Tokens(u64::try_from(raw.prompt_tokens?).ok()?);
+    // Embedding servers leave the completion count out.
+    let completion = Tokens(u64::try_from(raw.completion_tokens.unwrap_or(0)).ok()?);
+    let cached = raw.prompt_tokens_details.and_then(|details| details.cached_tokens).unwrap_or(0);
+    let cached = Tokens(u64::try_from(cached).unwrap_or(0).min(prompt.get()));
+    let ours = expected.completion.get();
+    let answers = expected.answers.max(1);
+    if completion.get() > ours.saturating_mul(8).saturating_add(answers.saturating_mul(64)) {
+        return None;
+    }
+    // Output was seen, so none cannot be right.
+    if completion == Tokens::ZERO && ours > 0 {
+        return None;
+    }
+    let differs = prompt.get().abs_diff(expected.prompt.get());
+    let slack = if expected.exact { 64 } else { 4096 };
+    if differs > slack && differs > expected.prompt.get() / 2 {
+        return None;
+    }
+    Some(Usage { prompt, completion, cached })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn absurd_usage_is_not_believed() {
+        let ours = Expected { prompt: Tokens(20), completion: Tokens(5), exact: true, answers: 1 };
+        let good = r#"{"prompt_tokens":20,"completion_tokens":6,"total_tokens":26,"prompt_tokens_details":{"cached_tokens":16}}"#;
+        let usage = Usage { prompt: Tokens(20), completion: Tokens(6), cached: Tokens(16) };
+        assert_eq!(believable(Some(good), ours), Some(usage));
+        for bad in [
+            None,
+            Some("null"),
+            Some("{}"),
+            Some(r#"{"prompt_tokens":-1,"completion_tokens":5}"#),
+            Some(r#"{"prompt_tokens":20,"completion_tokens":-5}"#),
+            Some(r#"{"prompt_tokens":20,"completion_tokens":999999}"#),
+            Some(r#"{"prompt_tokens":20,"completion_tokens":0}"#),
+            Some(r#"{"prompt_tokens":1000000,"completion_tokens":5}"#),
+            Some(r#"{"prompt_tokens":"20","completion_tokens":5}"#),
+            Some(r#"{"prompt_tokens":20.5,"completion_tokens":5}"#),
+        ] {
+            assert_eq!(believable(bad, ours), None, "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn an_estimate_is_corrected_by_the_server() {
+        let ours = Expected { prompt: Tokens(20), completion: Tokens(5), exact: false, answers: 1 };
+        let far = r#"{"prompt_tokens":900,"completion_tokens":5}"#;
+        assert_eq!(believable(Some(far), ours).unwrap().prompt, Tokens(900));
+    }
+}

@@ -1,0 +1,198 @@
+//! Placement: which server takes a request, and whether it fits now.
+//!
+//! A server takes a request when its free token room holds input plus expected output and it may run one
+//! more sequence. Of those that fit, the least loaded takes it.
+
+pub mod breaker;
+pub mod catalog;
+pub mod pace;
+
+use crate::{
+    ids::{ModelName, ServerId},
+    snapshot::Capacity,
+    units::Tokens,
+};
+use std::cmp::Ordering;
+
+/// Sequences at once on a server that tells no limit and has none configured.
+pub const RUNNING_UNKNOWN: u32 = 256;
+
+/// What one server holds for us and can hold.
+#[derive(Clone, Debug)]
+pub struct Room {
+    /// Which server.
+    pub id: ServerId,
+    /// It is up, its breaker is closed, it is not drained.
+    pub usable: bool,
+    /// Models it serves.
+    pub models: Vec<ModelName>,
+    /// What it can hold.
+    pub capacity: Capacity,
+    /// KV tokens of the requests that we placed there.
+    pub placed_tokens: Tokens,
+    /// Requests that we placed there.
+    pub placed: u32,
+    /// Requests placed there since start; spreads work over idle servers.
+    pub placed_ever: u64,
+}
+
+impl Room {
+    /// An empty room.
+    pub fn new(id: ServerId) -> Self {
+        Self {
+            id,
+            usable: false,
+            models: Vec::new(),
+            capacity: Capacity::default(),
+            placed_tokens: Tokens::ZERO,
+            placed: 0,
+            placed_ever: 0,
+        }
+    }
+
+    fn serves(&self, model: &ModelName) -> bool {
+        self.models.contains(model)
+    }
+
+    fn max_running(&self) -> u32 {
+        self.capacity.max_running.unwrap_or(RUNNING_UNKNOWN)
+    }
+
+    /// What a request takes up here. One that needs more than the whole server takes the whole server:
+    /// it runs alone or never.
+    pub fn claim(&self, need: Tokens) -> Tokens {
+        self.capacity.kv_tokens.map_or(need, |all| need.min(all))
+    }
+
+    /// KV room in all; a server that tells none is taken to have enough.
+    fn size(&self) -> Tokens {
+        self.capacity.kv_tokens.unwrap_or(Tokens(u64::MAX))
+    }
+
+    fn fits(&self, need: Tokens) -> bool {
+        let tokens = self
+            .capacity
+            .kv_tokens
+            .is_none_or(|all| self.placed_tokens.plus(self.claim(need)) <= all);
+        tokens && self.placed < self.max_running()
+    }
+
+    /// Share of this server that is taken, by tokens or by sequences, whichever is scarcer.
+    fn load(&self) -> f64 {
+        let sequences = f64::from(self.placed) / f64::from(self.max_running().max(1));
+        let tokens = self.capacity.kv_tokens.map_or(0.0, |all| self.placed_tokens.share_of(all));
+        sequences.max(tokens)
+    }
+}
+
+/// What a request needs.
+#[derive(Clone, Copy, Debug)]
+pub struct Need<'a> {
+    /// The model.
+    pub model: &'a ModelName,
+    /// Input plus expected output, in tokens.
+    pub tokens: Tokens,
+    /// Servers that had it already.
+    pub tried: &'a [ServerId],
+}
+
+/// What can be done for it now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Choice {
+    /// This room takes it.
+    Here(usize),
+    /// A server that serves it is usable but full.
+    Full,
+    /// A server that serves it exists and was not tried, but none is usable.
+    Down,
+    /// No untried server serves it.
+    Nobody,
+}
+
+/// Chooses a room. A request larger than every server waits for the largest and has it alone; it never
+/// squeezes into a small one while a large one exists.
+pub fn choose(rooms: &[Room], need: Need<'_>) -> Choice {
+    let open = |room: &Room| room.serves(need.model) && !need.tried.contains(&room.id);
+    let largest = rooms.iter().filter(|room| open(room) && room.usable).map(Room::size).max();
+    let enough = need.tokens.min(largest.unwrap_or(need.tokens));
+    let mut best: Option<(usize, &Room)> = None;
+    let mut choice = Choice::Nobody;
+    for (index, room) in rooms.iter().enumerate().filter(|(_, room)| open(room)) {
+        if !room.usable {
+            if choice == Choice::Nobody {
+                choice = Choice::Down;
+            }
+            continue;
+        }
+        choice = Choice::Full;
+        if room.size() >= enough
+            && room.fits(need.tokens)
+            && best.is_none_or(|(_, other)| order(room, other).is_lt())
+        {
+            best = Some((index, room));
+        }
+    }
+    best.map_or(choice, |(index, _)| Choice::Here(index))
+}
+
+fn order(a: &Room, b: &Room) -> Ordering {
+    a.load().total_cmp(&b.load()).then(a.placed_ever.cmp(&b.placed_ever))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn room(id: &str, kv: u64, placed_tokens: u64, placed: u32) -> Room {
+        Room {
+            usable: true,
+            models: vec!["m".into()],
+            capacity: Capacity { kv_tokens: Some(Tokens(kv)), max_running: Some(4) },
+            placed_tokens: Tokens(placed_tokens),
+            placed,
+            ..Room::new(id.into())
+        }
+    }
+
+    fn pick(rooms: &[Room], tokens: u64, tried: &[ServerId]) -> Choice {
+        choose(rooms, Need { model: &"m".into(), tokens: Tokens(tokens), tried })
+    }
+
+    #[test]
+    fn the_least_loaded_server_that_fits_is_taken() {
+        let rooms = [room("a", 1000, 500, 1), room("b", 1000, 300, 1), room("c", 100, 0, 0)];
+        assert_eq!(pick(&rooms, 400, &[]), Choice::Here(1));
+        assert_eq!(pick(&rooms, 100, &[]), Choice::Here(2));
+        // Larger than c, so it waits for room elsewhere; larger than all, it waits for one to be empty.
+        assert_eq!(pick(&rooms, 900, &[]), Choice::Full);
+        assert_eq!(pick(&rooms, 5000, &[]), Choice::Full);
+        let empty = [room("a", 1000, 0, 0), room("c", 100, 0, 0)];
+        assert_eq!(pick(&empty, 5000, &[]), Choice::Here(0));
+        assert_eq!(pick(&empty, 900, &["a".into()]), Choice::Here(1));
+        assert_eq!(pick(&rooms, 1, &["a".into(), "b".into(), "c".into()]), Choice::Nobody);
+    }
+
+    #[test]
+    fn sequences_are_room_too() {
+        let rooms = [room("a", 100_000, 400, 4)];
+        assert_eq!(pick(&rooms, 1, &[]), Choice::Full);
+    }
+
+    #[test]
+    fn down_is_told_from_full_and_from_nobody() {
+        let mut rooms = [room("a", 100, 0, 0)];
+        rooms[0].usable = false;
+        assert_eq!(pick(&rooms, 1, &[]), Choice::Down);
+        assert_eq!(
+            choose(&rooms, Need { model: &"other".into(), tokens: Tokens(1), tried: &[] }),
+            Choice::Nobody
+        );
+    }
+
+    #[test]
+    fn idle_servers_take_turns() {
+        let mut rooms = [room("a", 100, 0, 0), room("b", 100, 0, 0)];
+        rooms[0].placed_ever = 1;
+        assert_eq!(pick(&rooms, 1, &[]), Choice::Here(1));
+    }
+}

@@ -1,0 +1,384 @@
+//! The pooled client to one HTTP model server.
+//!
+//! Each call drives its own connection: there is no task behind it, so dropping an [`Exchange`] closes
+//! the socket in the same instant and nothing can outlive the caller. A connection goes back to the
+//! pool only after a complete answer, and leaves it only if its socket is silent: bytes that nobody
+//! asked for must never answer the next caller.
+
+use super::{Answer, AnswerBody, Call, CallError, wire::Wire};
+use ::http::{
+    HeaderMap, HeaderValue, Method, Request, StatusCode, Uri,
+    header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HOST, USER_AGENT},
+};
+use bytes::{Bytes, BytesMut};
+use http_body::Body;
+use http_body_util::Full;
+use hyper::{
+    body::Incoming,
+    client::conn::http1::{Builder, Connection, SendRequest},
+};
+use hyper_util::rt::TokioIo;
+use std::{
+    fmt,
+    future::{Future, poll_fn},
+    pin::Pin,
+    sync::{Arc, Mutex, PoisonError},
+    task::{Context, Poll},
+    time::Duration,
+};
+use tokio::{net::TcpStream, time::Instant};
+
+/// Python servers close idle connections after 5 s; reusing one at that very moment would lose a
+/// request that cannot be sent again. So ours are younger.
+const IDLE_AGE_MAX: Duration = Duration::from_secs(4);
+
+/// Limits of one server's client.
+#[derive(Clone, Copy, Debug)]
+pub struct ClientLimits {
+    /// A connection must be made within this.
+    pub connect: Duration,
+    /// Idle connections kept.
+    pub idle_max: usize,
+}
+
+/// One server's connections.
+pub struct Client {
+    address: (String, u16),
+    prefix: String,
+    headers: HeaderMap,
+    limits: ClientLimits,
+    pool: Arc<Pool>,
+}
+
+impl fmt::Debug for Client {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // The headers hold the server's API key.
+        f.debug_struct("Client").field("address", &self.address).finish_non_exhaustive()
+    }
+}
+
+impl Client {
+    /// A client for `host:port`; `prefix` stands in front of every path. An API key that cannot be a
+    /// header value is left out; the configuration refuses such keys before.
+    pub fn new(
+        host: String,
+        port: u16,
+        prefix: String,
+        api_key: Option<String>,
+        limits: ClientLimits,
+    ) -> Self {
+        let mut headers = HeaderMap::new();
+        if let Ok(value) = HeaderValue::from_str(&format!("{host}:{port}")) {
+            headers.insert(HOST, value);
+        }
+        let agent = concat!("berthd/", env!("CARGO_PKG_VERSION"));
+        headers.insert(USER_AGENT, HeaderValue::from_static(agent));
+        if let Some(key) = api_key
+            && let Ok(mut value) = HeaderValue::from_str(&format!("Bearer {key}"))
+        {
+            value.set_sensitive(true);
+            headers.insert(AUTHORIZATION, value);
+        }
+        let pool = Arc::new(Pool { idle: Mutex::new(Vec::new()), max: limits.idle_max });
+        // The resolver wants an IPv6 address without its brackets.
+        let dial = host.trim_start_matches('[').trim_end_matches(']').to_owned();
+        Self { address: (dial, port), prefix, headers, limits, pool }
+    }
+
+    /// Sends one call and waits for the head of the answer. Dropping the future closes the connection.
+    pub async fn send(&self, call: Call) -> Result<Answer, CallError> {
+        let mut request = self.request(Method::POST, call.route.path(), call.body)?;
+        if let Ok(id) = HeaderValue::from_str(call.request_id.as_str()) {
+            request.headers_mut().insert("x-request-id", id);
+        }
+        let (head, exchange) = self.exchange(request).await?;
+        Ok(Answer {
+            status: head.status,
+            headers: head.headers,
+            body: AnswerBody::Wire(Box::new(exchange)),
+        })
+    }
+
+    /// Reads a small page. `limit` covers everything.
+    pub async fn get(
+        &self,
+        path: &str,
+        limit: Duration,
+        max_bytes: usize,
+    ) -> Result<(StatusCode, Bytes), CallError> {
+        let request = self.request(Method::GET, path, Bytes::new())?;
+        self.whole(request, limit, max_bytes).await
+    }
+
+    /// Posts JSON and reads a small answer. `limit` covers everything.
+    pub async fn post(
+        &self,
+        path: &str,
+        body: Bytes,
+        limit: Duration,
+        max_bytes: usize,
+    ) -> Result<(StatusCode, Bytes), CallError> {
+        let request = self.request(Method::POST, path, body)?;
+        self.whole(request, limit, max_bytes).await
+    }
+
+    /// Idle connections in the pool now.
+    pub fn idle(&self) -> usize {
+        self.pool.lock().len()
+    }
+
+    fn request(
+        &self,
+        method: Method,
+        path: &str,
+        body: Bytes,
+    ) -> Result<Request<Full<Bytes>>, CallError> {
+        let target: Uri = if self.prefix.is_empty() {
+            path.parse().map_err(|_| CallError::Connect(format!("bad path {path}")))?
+        } else {
+            let whole = format!("{}{path}", self.prefix);
+            whole.parse().map_err(|_| CallError::Connect(format!("bad path {whole}")))?
+        };
+        let posts = method == Method::POST;
+        let mut request = Request::new(Full::new(body));
+        *request.method_mut() = method;
+        *request.uri_mut() = target;
+        *request.headers_mut() = self.headers.clone();
+        if posts {
+            let json = HeaderValue::from_static("application/json");
+            request.headers_mut().insert(CONTENT_TYPE, json);
+            let accept = HeaderValue::from_static("application/json, text/event-stream");
+            request.headers_mut().insert(ACCEPT, accept);
+        }
+        Ok(request)
+    }
+
+    async fn whole(
+        &self,
+        request: Request<Full<Bytes>>,
+        limit: Duration,
+        max_bytes: usize,
+    ) -> Result<(StatusCode, Bytes), CallError> {
+        let work = async {
+            let (head, mut exchange) = self.exchange(request).await?;
+            let mut page = BytesMut::new();
+            while let Some(piece) = poll_fn(|cx| exchange.poll_next(cx)).await {
+                let piece = piece?;
+                if page.len() + piece.len() > max_bytes {
+                    return Err(CallError::Broken(format!("answer larger than {max_bytes} bytes")));
+                }
+                page.extend_from_slice(&piece);
+            }
+            Ok((head.status, page.freeze()))
+        };
+        tokio::time::timeout(limit, work)
+            .await
+            .unwrap_or_else(|_| Err(CallError::Broken(format!("no answer within {limit:?}"))))
+    }
+
+    async fn exchange(
+        &self,
+        request: Request<Full<Bytes>>,
+    ) -> Result<(::http::response::Parts, Exchange), CallError> {
+        let mut link = match self.pool.take() {
+            Some(link) => link,
+            None => self.connect().await?,
+        };
+        let mut response = std::pin::pin!(link.sender.send_request(request));
+        let connection = &mut link.connection;
+        let mut ended: Option<String> = None;
+        let response = poll_fn(|cx| {
+            if let Poll::Ready(done) = response.as_mut().poll(cx) {
+                return Poll::Ready(Some(done));
+            }
+            if ended.is_some() {
+                return Poll::Ready(None);
+            }
+            if let Poll::Ready(end) = connection.as_mut().poll(cx) {
+                ended = Some(end.err().map_or_else(|| "closed".to_owned(), |e| describe(&e)));
+            }
+            match response.as_mut().poll(cx) {
+                Poll::Ready(done) => Poll::Ready(Some(done)),
+                Poll::Pending if ended.is_some() => Poll::Ready(None),
+                Poll::Pending => Poll::Pending,
+            }
+        })
+        .await;
+        let closed = ended.is_some();
+        match response {
+            Some(Ok(response)) => {
+                let (head, body) = response.into_parts();
+                let link = Some(link);
+                let pool = Arc::clone(&self.pool);
+                Ok((head, Exchange { link, body, pool, closed, over: false }))
+            }
+            Some(Err(error)) => Err(CallError::Broken(describe(&error))),
+            None => Err(CallError::Broken(ended.unwrap_or_default())),
+        }
+    }
+
+    async fn connect(&self) -> Result<Link, CallError> {
+        let (host, port) = (self.address.0.as_str(), self.address.1);
+        let stream = tokio::time::timeout(self.limits.connect, TcpStream::connect((host, port)))
+            .await
+            .map_err(|_| CallError::Connect(format!("no answer within {:?}", self.limits.connect)))?
+            .map_err(|error| CallError::Connect(error.to_string()))?;
+        // Tokens are small; waiting to fill a packet would delay each.
+        stream.set_nodelay(true).map_err(|error| CallError::Connect(error.to_string()))?;
+        let socket = Arc::new(stream);
+        let (sender, connection) = Builder::new()
+            .max_buf_size(MAX_READ_BUFFER)
+            .handshake(TokioIo::new(Wire::new(Arc::clone(&socket))))
+            .await
+            .map_err(|error| CallError::Connect(describe(&error)))?;
+        Ok(Link { sender, connection: Box::pin(connection), socket, idle_since: Instant::now() })
+    }
+}
+
+/// Bounds what a fast server can pile up before a slow caller; also the largest response head.
+const MAX_READ_BUFFER: usize = 64 * 1024;
+
+fn describe(error: &hyper::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = std::error::Error::source(error);
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
+}
+
+// === connections ===
+
+type Io = TokioIo<Wire>;
+
+struct Link {
+    sender: SendRequest<Full<Bytes>>,
+    connection: Pin<Box<Connection<Io, Full<Bytes>>>>,
+    socket: Arc<TcpStream>,
+    idle_since: Instant,
+}
+
+impl Link {
+    /// An idle HTTP/1 socket has nothing to read. Bytes are an answer nobody asked for, the end of
+    /// stream is a closed connection; both make it useless. Asked of the kernel itself, since the
+    /// runtime's idea of readiness may be older than the bytes.
+    fn silent(&self) -> bool {
+        use rustix::net::{RecvFlags, recv};
+        let mut byte = [0u8; 1];
+        let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
+        matches!(recv(&*self.socket, &mut byte[..], flags), Err(rustix::io::Errno::AGAIN))
+    }
+}
+
+struct Pool {
+    /// Guards the idle connections, most recently used last. Held for a push or a pop only.
+    idle: Mutex<Vec<Link>>,
+    max: usize,
+}
+
+impl Pool {
+    fn lock(&self) -> std::sync::MutexGuard<'_, Vec<Link>> {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn take(&self) -> Option<Link> {
+        loop {
+            let link = self.lock().pop()?;
+            if link.idle_since.elapsed() < IDLE_AGE_MAX && link.silent() && link.sender.is_ready() {
+                return Some(link);
+            }
+        }
+    }
+
+    fn put(&self, mut link: Link) {
+        link.idle_since = Instant::now();
+        let mut idle = self.lock();
+        // The oldest stand first; they go when they are too old or too many.
+        let old = idle.iter().take_while(|link| link.idle_since.elapsed() >= IDLE_AGE_MAX).count();
+        let surplus = (idle.len() + 1).saturating_sub(self.max);
+        let leaving = old.max(surplus).min(idle.len());
+        let gone: Vec<Link> = idle.drain(..leaving).collect();
+        if self.max > 0 {
+            idle.push(link);
+        }
+        drop(idle);
+        // Closing sockets is the kernel's work: not under the lock.
+        drop(gone);
+    }
+}
+
+/// The body of an answer, together with the connection that carries it.
+pub struct Exchange {
+    link: Option<Link>,
+    body: Incoming,
+    pool: Arc<Pool>,
+    closed: bool,
+    over: bool,
+}
+
+impl fmt::Debug for Exchange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Exchange").field("over", &self.over).finish_non_exhaustive()
+    }
+}
+
+impl Exchange {
+    /// The next piece of the body, `None` at its clean end. After an error or the end, `None`.
+    pub fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, CallError>>> {
+        if self.over {
+            return Poll::Ready(None);
+        }
+        loop {
+            if let Poll::Ready(ready) = self.poll_body(cx) {
+                return Poll::Ready(ready);
+            }
+            // The body waits for the connection: let it read, then look once more.
+            let Some(link) = self.link.as_mut().filter(|_| !self.closed) else {
+                return Poll::Pending;
+            };
+            let progressed = link.connection.as_mut().poll(cx);
+            if progressed.is_ready() {
+                self.closed = true;
+                continue;
+            }
+            return self.poll_body(cx);
+        }
+    }
+
+    fn poll_body(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, CallError>>> {
+        loop {
+            match Pin::new(&mut self.body).poll_frame(cx) {
+                Poll::Pending => return Poll::Pending,
+                Poll::Ready(Some(Ok(frame))) => {
+                    // Trailers are not merged into anything: dropped.
+                    if let Ok(data) = frame.into_data()
+                        && !data.is_empty()
+                    {
+                        return Poll::Ready(Some(Ok(data)));
+                    }
+                }
+                Poll::Ready(Some(Err(error))) => {
+                    self.over = true;
+                    self.link = None;
+                    return Poll::Ready(Some(Err(CallError::Broken(describe(&error)))));
+                }
+                Poll::Ready(None) => {
+                    self.over = true;
+                    self.recycle(cx);
+                    return Poll::Ready(None);
+                }
+            }
+        }
+    }
+
+    fn recycle(&mut self, cx: &mut Context<'_>) {
+        let Some(mut link) = self.link.take() else { return };
+        // One more turn lets the connection see that its answer is complete.
+        if !self.closed && link.connection.as_mut().poll(cx).is_pending() && link.sender.is_ready()
+        {
+            self.pool.put(link);
+        }
+    }
+}
