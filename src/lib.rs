@@ -15,4 +15,5 @@ pub mod config;
 pub mod snapshot;
 
 // Floor 4: edges.
+pub mod gpu;
 pub mod servers;
