@@ -15,11 +15,6 @@ pub mod config;
 // Floor 2: what the node looks like right now; what text costs.
 pub mod snapshot;
 
-// Floor 3: rules. They decide and never do I/O.
-pub mod admit;
-pub mod ledger;
-pub mod queue;
-pub mod schedule;
-
 // Floor 4: edges: hardware, sockets, model servers.
+pub mod gpu;
 pub mod servers;

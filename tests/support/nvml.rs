@@ -1,0 +1,82 @@
+//! A fake NVML library that a test scripts. It is loaded as the real one would be, so the wrapper, the
+//! struct layouts and the error codes in between are the real ones.
+//!
+//! Each fake has a directory of its own: the library reads the file `state` that lies beside it. Its
+//! lines are described in `fake_nvml.c`.
+
+use std::{
+    env, fs,
+    path::{Path, PathBuf},
+    process::Command,
+    sync::OnceLock,
+    time::Duration,
+};
+use tempfile::TempDir;
+
+const SOURCE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/support/fake_nvml.c");
+
+/// One fake library and what it tells. Dropping it removes both; a library that is loaded stays usable
+/// and then has no GPUs.
+pub struct FakeNvml {
+    dir: TempDir,
+}
+
+impl FakeNvml {
+    /// A library like that of a present driver.
+    pub fn new(state: &str) -> Self {
+        static BUILT: OnceLock<Vec<u8>> = OnceLock::new();
+        Self::install(BUILT.get_or_init(|| build(&[])), state)
+    }
+
+    /// A library that lacks the calls which came after driver 470.
+    pub fn of_old_driver(state: &str) -> Self {
+        static BUILT: OnceLock<Vec<u8>> = OnceLock::new();
+        Self::install(BUILT.get_or_init(|| build(&["-DOLD_DRIVER"])), state)
+    }
+
+    fn install(library: &[u8], state: &str) -> Self {
+        let dir = tempfile::tempdir().expect("a directory for the fake library");
+        let fake = Self { dir };
+        fs::write(fake.library(), library).expect("the fake library's file");
+        fake.set(state);
+        fake
+    }
+
+    /// Where the library lies: a copy of its own, since the loader would take a linked file for one that
+    /// it has loaded already.
+    pub fn library(&self) -> PathBuf {
+        self.dir.path().join("libnvidia-ml.so.1")
+    }
+
+    /// Changes what the library tells, for all calls from now on.
+    pub fn set(&self, state: &str) {
+        // By rename, so that no call reads half of it.
+        let next = self.dir.path().join("state.next");
+        fs::write(&next, state).expect("the new state");
+        fs::rename(&next, self.dir.path().join("state")).expect("the new state in place");
+    }
+
+    /// Waits until a call is inside a `hang`.
+    pub async fn hanging(&self) {
+        let mark = self.dir.path().join("hanging");
+        while !mark.exists() {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    }
+}
+
+/// The library's bytes.
+fn build(options: &[&str]) -> Vec<u8> {
+    let dir = tempfile::tempdir().expect("a directory to build in");
+    let library = dir.path().join("fake.so");
+    let compiler = env::var_os("CC").unwrap_or_else(|| "cc".into());
+    let output = Command::new(&compiler)
+        .args(["-std=gnu11", "-O1", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC"])
+        .args(options)
+        .args([Path::new("-o"), &library, Path::new(SOURCE)])
+        .arg("-ldl")
+        .output()
+        .unwrap_or_else(|error| panic!("these tests need a C compiler, and {compiler:?}: {error}"));
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    fs::read(library).expect("the library that was built")
+}
