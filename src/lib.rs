@@ -15,6 +15,16 @@ pub mod config;
 // Floor 2: what the node looks like right now; what text costs.
 pub mod snapshot;
 
+// Floor 3: rules. They decide and never do I/O.
+pub mod admit;
+pub mod ledger;
+pub mod queue;
+pub mod schedule;
+
 // Floor 4: edges: hardware, sockets, model servers.
 pub mod gpu;
 pub mod servers;
+
+// Floor 5: what happens to a request; what operators see.
+pub mod metrics;
+pub mod pipeline;

@@ -36,7 +36,7 @@ class Shape:
 class Schedule:
     """How long and how fast to learn. A step sees one batch, about 1,000 tokens."""
 
-    steps: int = 1800
+    steps: int = 2200
     peak_rate: float = 2e-3
     warmup: int = 100
     fall: float = 0.3  # the part of the steps, at the end, in which the rate falls to zero
