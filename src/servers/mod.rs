@@ -2,6 +2,17 @@
 //!
 //! An adapter carries requests and reports what a server is like. It never decides who may use it.
 
+pub mod discover;
+pub mod exposition;
+pub mod llamacpp;
+pub mod openai;
+pub mod probe;
+pub mod remote;
+pub mod sglang;
+#[cfg(test)]
+mod staged;
+pub mod vllm;
+
 use crate::{
     ids::{RequestId, ServerId},
     snapshot::{ServerKind, ServerState},
