@@ -3,12 +3,21 @@
 //! An adapter carries requests and reports what a server is like. It never decides who may use it.
 
 pub mod body;
+pub mod discover;
+pub mod exposition;
 pub mod http;
+pub mod llamacpp;
+pub mod openai;
+pub mod probe;
+pub mod remote;
+pub mod sglang;
+#[cfg(test)]
+mod staged;
+pub mod vllm;
 mod wire;
 
-pub use body::AnswerBody;
-
 pub use crate::api::Route;
+pub use body::AnswerBody;
 
 use crate::{
     ids::{RequestId, ServerId},
