@@ -1,0 +1,251 @@
+//! How many tokens a server will see, counted before it sees any.
+//!
+//! The model's own files come first. Without them the server is asked; without its answer the count is
+//! an estimate, and says so wherever it is shown.
+
+use crate::{
+    api::{Request, Route},
+    config::Settings,
+    error::{Reason, Refusal},
+    ids::ModelName,
+    servers::ModelServer,
+    snapshot::ServerKind,
+    tokens::{CountError, ModelFiles, Profile},
+    units::Tokens,
+};
+use bytes::Bytes;
+use serde_json::{Map, Value};
+use std::{collections::HashMap, path::PathBuf, sync::Arc, time::Duration};
+
+/// Where a count came from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// The model's own tokenizer and template, here.
+    Exact,
+    /// The server's counting endpoint.
+    Server,
+    /// A rule of thumb.
+    Estimate,
+}
+
+impl Source {
+    /// The source's name in headers, logs and metrics.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Exact => "exact",
+            Self::Server => "server",
+            Self::Estimate => "estimate",
+        }
+    }
+}
+
+/// An input count.
+#[derive(Clone, Copy, Debug)]
+pub struct Counted {
+    /// Input tokens, all prompts together.
+    pub tokens: Tokens,
+    /// Where the count came from.
+    pub source: Source,
+}
+
+/// One model's files and how its servers use them.
+#[derive(Debug)]
+pub struct Counter {
+    files: Arc<ModelFiles>,
+    profile: Profile,
+}
+
+impl Counter {
+    /// A counter over loaded files.
+    pub const fn new(files: Arc<ModelFiles>, profile: Profile) -> Self {
+        Self { files, profile }
+    }
+
+    /// The files.
+    pub fn files(&self) -> &ModelFiles {
+        &self.files
+    }
+
+    /// Counts a request body.
+    ///
+    /// # Errors
+    /// As [`CountError`]: the template's own refusal, or that this input cannot be counted here.
+    pub fn count(&self, route: Route, body: &[u8]) -> Result<Tokens, CountError> {
+        let body: Map<String, Value> = serde_json::from_slice(body)
+            .map_err(|error| CountError::NotAvailable(error.to_string()))?;
+        match route {
+            Route::Chat => self.files.count_chat(&self.profile, &body),
+            Route::Completions => self.count_texts(body.get("prompt")),
+            Route::Embeddings => self.count_texts(body.get("input")),
+        }
+    }
+
+    fn count_texts(&self, value: Option<&Value>) -> Result<Tokens, CountError> {
+        match value {
+            Some(Value::String(text)) => self.files.count_text(text, true),
+            Some(Value::Array(items)) if items.iter().all(Value::is_number) => {
+                Ok(Tokens(items.len() as u64))
+            }
+            Some(Value::Array(items)) => {
+                let mut sum = Tokens::ZERO;
+                for item in items {
+                    sum = sum.plus(self.count_texts(Some(item))?);
+                }
+                Ok(sum)
+            }
+            _ => Err(CountError::NotAvailable("neither text nor token ids".to_owned())),
+        }
+    }
+
+    /// Tokens of a piece of output text.
+    pub fn output(&self, text: &str) -> Option<Tokens> {
+        self.files.count_text(text, false).ok()
+    }
+
+    /// The longest beginning of `text` with at most `most` tokens.
+    pub fn cut(&self, text: &str, most: Tokens) -> Option<String> {
+        let ids = self.files.text_ids(text, false).ok()?;
+        let keep = usize::try_from(most.get()).unwrap_or(usize::MAX);
+        if ids.len() <= keep {
+            return None;
+        }
+        let kept = ids.iter().take(keep).filter_map(|id| self.files.bytes_of(*id)).flatten();
+        let bytes: Vec<u8> = kept.collect();
+        // The cut may fall inside a character: it goes whole.
+        let valid = match std::str::from_utf8(&bytes) {
+            Ok(text) => text,
+            Err(error) => bytes
+                .get(..error.valid_up_to())
+                .and_then(|valid| std::str::from_utf8(valid).ok())
+                .unwrap_or_default(),
+        };
+        text.starts_with(valid).then(|| valid.to_owned())
+    }
+}
+
+/// The counters of all models whose files are on this host.
+#[derive(Debug, Default)]
+pub struct Counters {
+    models: HashMap<ModelName, Arc<Counter>>,
+}
+
+/// Inputs up to this size are counted in place: at some 80 MB/s it takes less than handing them over.
+const INLINE_MAX: usize = 32 * 1024;
+/// How long a server may take to count for us.
+const ASK_LIMIT: Duration = Duration::from_secs(2);
+
+impl Counters {
+    /// Loads every folder that the settings name. Reads files and builds vocabularies: seconds of CPU
+    /// for large ones, so call it off the async threads. Folders that cannot be used are returned with
+    /// the reason; their models are counted by their servers or estimated.
+    pub fn load(settings: &Settings) -> (Self, Vec<(ModelName, String)>) {
+        let mut problems = Vec::new();
+        let mut models = HashMap::new();
+        let mut folders: HashMap<PathBuf, Arc<ModelFiles>> = HashMap::new();
+        for (name, folder, kind) in folders_of(settings) {
+            let files = match folders.get(&folder) {
+                Some(files) => Arc::clone(files),
+                None => match ModelFiles::load(&folder) {
+                    Ok(files) => {
+                        let files = Arc::new(files);
+                        folders.insert(folder, Arc::clone(&files));
+                        files
+                    }
+                    Err(error) => {
+                        problems.push((name, error.to_string()));
+                        continue;
+                    }
+                },
+            };
+            let mut profile = Profile::of(kind);
+            if let Some(model) = settings.models.iter().find(|model| model.name == name) {
+                profile = profile.with_variables(model.template_variables.clone());
+            }
+            models.insert(name, Arc::new(Counter { files, profile }));
+        }
+        (Self { models }, problems)
+    }
+
+    /// The counter of a model, if its files are here.
+    pub fn get(&self, model: &ModelName) -> Option<&Arc<Counter>> {
+        self.models.get(model)
+    }
+
+    /// Models whose files are here.
+    pub fn models(&self) -> impl Iterator<Item = &ModelName> {
+        self.models.keys()
+    }
+}
+
+/// Model name, folder and the kind of server that renders its template.
+fn folders_of(settings: &Settings) -> Vec<(ModelName, PathBuf, ServerKind)> {
+    let mut folders = Vec::new();
+    for model in &settings.models {
+        let Some(folder) = model.folder.clone() else { continue };
+        let server = settings.servers.iter().find(|server| server.models.contains(&model.name));
+        // With one server in all, the model is its.
+        let only = settings.servers.first().filter(|_| settings.servers.len() == 1);
+        let kind = server.or(only).map_or(ServerKind::OpenAi, |server| server.kind);
+        folders.push((model.name.clone(), folder, kind));
+    }
+    for server in &settings.servers {
+        if let crate::config::Place::Folder(folder) = &server.place
+            && let Some(name) = crate::config::embedded_model(server)
+            && !folders.iter().any(|(known, ..)| *known == name)
+        {
+            folders.push((name, folder.clone(), ServerKind::Embedded));
+        }
+    }
+    folders
+}
+
+/// Counts the input of a request: exactly if the files are here, else as the server says, else by
+/// estimate.
+///
+/// # Errors
+/// The template refuses the conversation: the caller's to mend, as the server would say.
+pub async fn count(
+    counter: Option<&Arc<Counter>>,
+    server: Option<Arc<dyn ModelServer>>,
+    request: &Request<'_>,
+    body: &Bytes,
+    outgoing: &Bytes,
+) -> Result<Counted, Refusal> {
+    if let Some(counter) = counter {
+        match count_here(counter, request.route, body).await {
+            Ok(tokens) => return Ok(Counted { tokens, source: Source::Exact }),
+            Err(CountError::Template(text)) => {
+                let text = format!("The model's chat template refuses this conversation: {text}");
+                return Err(Refusal::new(Reason::TemplateRefused, text).param("messages"));
+            }
+            Err(error) => tracing::debug!(%error, "not counted here"),
+        }
+    }
+    if let Some(server) = server {
+        let asked = server.count(request.route, outgoing.clone());
+        if let Ok(Some(tokens)) = tokio::time::timeout(ASK_LIMIT, asked).await {
+            return Ok(Counted { tokens, source: Source::Server });
+        }
+    }
+    Ok(Counted { tokens: estimate(body), source: Source::Estimate })
+}
+
+async fn count_here(
+    counter: &Arc<Counter>,
+    route: Route,
+    body: &Bytes,
+) -> Result<Tokens, CountError> {
+    if body.len() <= INLINE_MAX {
+        return counter.count(route, body);
+    }
+    let (counter, body) = (Arc::clone(counter), body.clone());
+    tokio::task::spawn_blocking(move || counter.count(route, &body))
+        .await
+        .unwrap_or_else(|error| Err(CountError::NotAvailable(error.to_string())))
+}
+
+/// A token for every four bytes of the body, rounded up. English prose runs at 4 to 5 bytes a token and
+/// the JSON around it about makes up for templates; other scripts run denser, up to a token a character.
+fn estimate(body: &[u8]) -> Tokens {
+    Tokens((body.len() as u64).div_ceil(4))
+}

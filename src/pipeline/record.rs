@@ -1,0 +1,237 @@
+//! One request's record: what happened to it, written once at its end, whatever the end is.
+
+use super::count::Counted;
+use crate::{
+    admit::Reservation,
+    api::answer::Usage,
+    error::{Class, Reason, Refusal},
+    ids::{ModelName, RequestId, ServerId, TenantId, Tier},
+    ledger::Ledger,
+    metrics::Metrics,
+    units::Tokens,
+};
+use std::{collections::VecDeque, sync::Arc, sync::Mutex, sync::PoisonError, time::Duration};
+use tokio::time::Instant;
+
+/// How a request ended, for metrics.
+#[derive(Debug)]
+pub struct Ended<'a> {
+    /// The model, if it is one we know.
+    pub model: Option<&'a ModelName>,
+    /// Its tier, if the caller was known.
+    pub tier: Option<Tier>,
+    /// How it ended.
+    pub class: Class,
+    /// Why it ended early.
+    pub reason: Option<Reason>,
+    /// Servers that had it.
+    pub attempts: u32,
+    /// Tokens used.
+    pub usage: Usage,
+    /// Time to the first content.
+    pub ttft: Option<Duration>,
+    /// Time in all.
+    pub elapsed: Duration,
+}
+
+/// Refusals and failures that operators may want to see, newest last.
+#[derive(Debug, Default)]
+pub struct Recent {
+    /// Guards the ring; held for one push or one copy.
+    ring: Mutex<VecDeque<RecentRefusal>>,
+}
+
+/// One of them.
+#[derive(Clone, Debug)]
+pub struct RecentRefusal {
+    /// When.
+    pub at: Instant,
+    /// Which request.
+    pub id: RequestId,
+    /// Whose.
+    pub tenant: Option<TenantId>,
+    /// Of which model.
+    pub model: Option<ModelName>,
+    /// Why.
+    pub reason: Reason,
+    /// What the caller was told.
+    pub message: String,
+}
+
+/// Refusals kept.
+const RECENT_MAX: usize = 50;
+/// Longest message kept; messages may quote what a caller sent.
+const MESSAGE_MAX: usize = 300;
+
+impl Recent {
+    fn push(&self, refusal: RecentRefusal) {
+        let mut ring = self.ring.lock().unwrap_or_else(PoisonError::into_inner);
+        if ring.len() >= RECENT_MAX {
+            ring.pop_front();
+        }
+        ring.push_back(refusal);
+    }
+
+    /// All of them, newest last.
+    pub fn list(&self) -> Vec<RecentRefusal> {
+        self.ring.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect()
+    }
+}
+
+/// Where records go.
+#[derive(Debug, Default)]
+pub struct Books {
+    /// Counters and histograms.
+    pub metrics: Metrics,
+    /// Totals per tenant and model.
+    pub ledger: Ledger,
+    /// Recent refusals.
+    pub recent: Recent,
+}
+
+/// The record of a request under way. Dropped before its end is written, it says that the caller left.
+#[derive(Debug)]
+pub struct Record {
+    books: Arc<Books>,
+    /// The request's id.
+    pub id: RequestId,
+    started: Instant,
+    /// Route name.
+    pub route: &'static str,
+    /// Who pays.
+    pub tenant: Option<TenantId>,
+    /// How urgent.
+    pub tier: Option<Tier>,
+    /// The model, once it is known to exist.
+    pub model: Option<ModelName>,
+    /// The input count.
+    pub counted: Option<Counted>,
+    /// The token rate held for it.
+    pub reservation: Option<Reservation>,
+    /// The server that has it, or had it last.
+    pub server: Option<ServerId>,
+    /// Servers that had it.
+    pub attempts: u32,
+    /// Wait for turns, all attempts together.
+    pub waited: Duration,
+    /// Time to the first content.
+    pub ttft: Option<Duration>,
+    /// Output tokens so far, by our count.
+    pub output: Tokens,
+    written: bool,
+}
+
+impl Record {
+    /// A record that begins now.
+    pub fn begin(books: Arc<Books>, id: RequestId, route: &'static str) -> Self {
+        Self {
+            books,
+            id,
+            started: Instant::now(),
+            route,
+            tenant: None,
+            tier: None,
+            model: None,
+            counted: None,
+            reservation: None,
+            server: None,
+            attempts: 0,
+            waited: Duration::ZERO,
+            ttft: None,
+            output: Tokens::ZERO,
+            written: false,
+        }
+    }
+
+    /// Where records go.
+    pub fn books(&self) -> &Arc<Books> {
+        &self.books
+    }
+
+    /// When the request came.
+    pub const fn started(&self) -> Instant {
+        self.started
+    }
+
+    /// First content reached us.
+    pub fn first_content(&mut self) {
+        self.ttft.get_or_insert_with(|| self.started.elapsed());
+    }
+
+    /// The request was answered whole.
+    pub fn answered(mut self, usage: Usage) {
+        self.write(Class::Answered, None, Some(usage));
+    }
+
+    /// The request ended early.
+    pub fn refused(mut self, refusal: &Refusal) {
+        self.books.recent.push(RecentRefusal {
+            at: Instant::now(),
+            id: self.id.clone(),
+            tenant: self.tenant.clone(),
+            model: self.model.clone(),
+            reason: refusal.reason,
+            message: refusal.message.chars().take(MESSAGE_MAX).collect(),
+        });
+        self.write(refusal.reason.class(), Some(refusal.reason), None);
+    }
+
+    /// What it used, as far as we know without the server's word.
+    fn used(&self) -> Usage {
+        // Before a server has it, nothing is used; after that its input is, whatever becomes of it.
+        let prompt = match &self.counted {
+            Some(counted) if self.attempts > 0 => counted.tokens,
+            _ => Tokens::ZERO,
+        };
+        Usage { prompt, completion: self.output, cached: Tokens::ZERO }
+    }
+
+    fn write(&mut self, class: Class, reason: Option<Reason>, usage: Option<Usage>) {
+        if std::mem::replace(&mut self.written, true) {
+            return;
+        }
+        let usage = usage.unwrap_or_else(|| self.used());
+        if let Some(reservation) = self.reservation.take() {
+            reservation.settle(usage.total());
+        }
+        if let (Some(tenant), Some(model), true) = (&self.tenant, &self.model, self.attempts > 0) {
+            self.books.ledger.add(tenant, model, usage);
+        }
+        let elapsed = self.started.elapsed();
+        self.books.metrics.ended(&Ended {
+            model: self.model.as_ref(),
+            tier: self.tier,
+            class,
+            reason,
+            attempts: self.attempts,
+            usage,
+            ttft: self.ttft,
+            elapsed,
+        });
+        let millis = |time: Duration| time.as_secs_f64() * 1e3;
+        tracing::info!(
+            id = self.id.as_str(),
+            route = self.route,
+            tenant = self.tenant.as_ref().map(TenantId::as_str),
+            tier = self.tier.map(Tier::as_str),
+            model = self.model.as_ref().map(ModelName::as_str),
+            server = self.server.as_ref().map(ServerId::as_str),
+            class = class.as_str(),
+            reason = reason.map(Reason::as_str),
+            input_tokens = usage.prompt.get(),
+            count = self.counted.as_ref().map(|counted| counted.source.as_str()),
+            output_tokens = usage.completion.get(),
+            attempts = self.attempts,
+            queue_ms = millis(self.waited),
+            ttft_ms = self.ttft.map(millis),
+            total_ms = millis(elapsed),
+            "request"
+        );
+    }
+}
+
+impl Drop for Record {
+    fn drop(&mut self) {
+        self.write(Class::Cancelled, None, None);
+    }
+}
