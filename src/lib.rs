@@ -16,3 +16,6 @@ pub mod snapshot;
 
 // Floor 4: edges.
 pub mod servers;
+
+// Beside the floors: a model server to test against.
+pub mod simulate;
