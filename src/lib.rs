@@ -28,3 +28,6 @@ pub mod servers;
 // Floor 5: what happens to a request; what operators see.
 pub mod metrics;
 pub mod pipeline;
+
+// Beside the floors: a model server to test against.
+pub mod simulate;

@@ -1,8 +1,17 @@
 //! The integration tests, in one binary so that they link once.
 
-#![allow(clippy::expect_used, clippy::panic, reason = "a test that cannot go on must say where")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::string_slice,
+    reason = "a test fails by panicking; the lints' own exception covers test functions only"
+)]
 
 #[path = "../support/mod.rs"]
 mod support;
 
 mod gpu;
+mod scripted;
+mod simulate;

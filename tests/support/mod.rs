@@ -1,3 +1,5 @@
 //! Fakes at the edges, for tests that run the real code between them.
 
 pub mod nvml;
+pub mod raw;
+pub mod scripted;

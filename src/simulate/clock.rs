@@ -1,0 +1,399 @@
+//! The clock of a continuously batching model server: which tokens a step computes, and how long it takes.
+//!
+//! A plain structure without I/O. Time is a number of seconds that [`Clock::begin`] returns; who waits for
+//! it, and how, is the caller's business. So the same rules drive a server on a socket and a replay of a
+//! trace.
+//!
+//! Rules: each step takes every decoding sequence (one token each) and fills the rest of the chunk with
+//! prefill, first come first served. A sequence takes the pages of its whole prompt when it is admitted
+//! and one page more whenever a generated token crosses a page's end. When there is none, the newest
+//! sequence is preempted: it loses its pages, goes back to the head of the line and is computed again.
+//! A step costs
+//!
+//! ```text
+//! fix + max(weights, token x tokens_in_step) + context x context_read + attention x sum(query x context)
+//! ```
+//!
+//! where a sequence's context is what its cache holds at the end of the step.
+
+use crate::units::Tokens;
+use std::collections::VecDeque;
+
+/// Tokens in one page of the KV cache.
+pub const PAGE_TOKENS: u64 = 16;
+
+/// What a server costs and holds. Times are seconds.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Profile {
+    /// Reading the weights once: the floor of every step.
+    pub weights_s: f64,
+    /// Fixed cost of a step.
+    pub fix_s: f64,
+    /// Computing one token.
+    pub token_s: f64,
+    /// Reading one cached token.
+    pub context_s: f64,
+    /// Attention, per query token and context token.
+    pub attention_s: f64,
+    /// KV cache.
+    pub kv: Tokens,
+    /// The most tokens one step computes.
+    pub chunk: Tokens,
+    /// The most sequences in the batch.
+    pub max_running: usize,
+}
+
+/// Who a sequence is; the caller gives the numbers out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SequenceId(pub u64);
+
+/// One generated token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Token {
+    /// The sequence it belongs to.
+    pub id: SequenceId,
+    /// How many this sequence has generated, this one included.
+    pub generated: Tokens,
+    /// This was the last one; the sequence has left the batch.
+    pub last: bool,
+}
+
+/// A sequence that could never fit, even alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{needed} tokens do not fit a KV cache of {capacity}")]
+pub struct TooLong {
+    /// Prompt and output together.
+    pub needed: Tokens,
+    /// What the cache holds.
+    pub capacity: Tokens,
+}
+
+/// The batch, its waiting line and its KV pages.
+#[derive(Clone, Debug)]
+pub struct Clock {
+    profile: Profile,
+    pages_total: u64,
+    pages_used: u64,
+    /// Oldest first.
+    waiting: VecDeque<Sequence>,
+    /// In the order of admission, so that the newest is last.
+    running: Vec<Sequence>,
+    preemptions: u64,
+}
+
+#[derive(Clone, Debug)]
+struct Sequence {
+    id: SequenceId,
+    prompt: u64,
+    output: u64,
+    generated: u64,
+    /// Tokens whose keys and values are in the cache.
+    computed: u64,
+    pages: u64,
+    /// Tokens the step under way computes.
+    planned: u64,
+}
+
+// === impl Sequence ===
+
+impl Sequence {
+    /// Every token that exists so far.
+    const fn known(&self) -> u64 {
+        self.prompt.saturating_add(self.generated)
+    }
+
+    const fn left(&self) -> u64 {
+        self.known().saturating_sub(self.computed)
+    }
+
+    /// One token at a time: the prompt, and all that a preemption lost, is in the cache.
+    const fn decodes(&self) -> bool {
+        self.generated > 0 && self.left() == 1
+    }
+}
+
+// === impl Clock ===
+
+impl Clock {
+    /// An idle server. The chunk is never smaller than the batch, for every decode must fit a step.
+    pub fn new(mut profile: Profile) -> Self {
+        profile.max_running = profile.max_running.max(1);
+        profile.chunk = profile.chunk.max(Tokens(profile.max_running as u64));
+        let pages_total = (profile.kv.get() / PAGE_TOKENS).max(1);
+        Self {
+            profile,
+            pages_total,
+            pages_used: 0,
+            waiting: VecDeque::new(),
+            running: Vec::new(),
+            preemptions: 0,
+        }
+    }
+
+    /// Puts a sequence at the end of the line. It joins at the next [`Clock::begin`].
+    ///
+    /// # Errors
+    ///
+    /// When prompt and output together exceed the cache. Nothing is changed then.
+    pub fn submit(
+        &mut self,
+        id: SequenceId,
+        prompt: Tokens,
+        output: Tokens,
+    ) -> Result<(), TooLong> {
+        let (prompt, output) = (prompt.get().max(1), output.get().max(1));
+        let needed = Tokens(prompt.saturating_add(output));
+        if needed > self.capacity() {
+            return Err(TooLong { needed, capacity: self.capacity() });
+        }
+        self.waiting.push_back(Sequence {
+            id,
+            prompt,
+            output,
+            generated: 0,
+            computed: 0,
+            pages: 0,
+            planned: 0,
+        });
+        Ok(())
+    }
+
+    /// Removes a sequence and frees its pages at once, also within a step. False when it is not here.
+    pub fn abort(&mut self, id: SequenceId) -> bool {
+        if let Some(at) = self.running.iter().position(|s| s.id == id) {
+            let gone = self.running.remove(at);
+            self.pages_used = self.pages_used.saturating_sub(gone.pages);
+            return true;
+        }
+        let before = self.waiting.len();
+        self.waiting.retain(|s| s.id != id);
+        self.waiting.len() < before
+    }
+
+    /// Plans the next step and tells how many seconds it takes; `None` when there is nothing to do.
+    pub fn begin(&mut self) -> Option<f64> {
+        for sequence in &mut self.running {
+            sequence.planned = 0;
+        }
+        let mut budget = self.profile.chunk.get();
+        let preempted = self.plan_decodes(&mut budget);
+        self.plan_prefills(&mut budget);
+        // After a preemption the cache is full: nobody new, or the one sent away comes straight back.
+        if !preempted {
+            self.admit(&mut budget);
+        }
+        debug_assert!(self.pages_used <= self.pages_total, "more pages given than there are");
+        (!self.running.is_empty()).then(|| self.step_s())
+    }
+
+    /// Ends the step that [`Clock::begin`] planned and appends the tokens it generated.
+    pub fn finish(&mut self, tokens: &mut Vec<Token>) {
+        let mut freed = 0u64;
+        self.running.retain_mut(|sequence| {
+            let planned = std::mem::take(&mut sequence.planned);
+            sequence.computed = sequence.computed.saturating_add(planned);
+            if planned == 0 || sequence.left() > 0 {
+                return true;
+            }
+            sequence.generated = sequence.generated.saturating_add(1);
+            let last = sequence.generated >= sequence.output;
+            tokens.push(Token { id: sequence.id, generated: Tokens(sequence.generated), last });
+            if last {
+                freed = freed.saturating_add(sequence.pages);
+            }
+            !last
+        });
+        self.pages_used = self.pages_used.saturating_sub(freed);
+    }
+
+    /// Sequences in the batch.
+    pub fn running(&self) -> usize {
+        self.running.len()
+    }
+
+    /// Sequences in the line, preempted ones included.
+    pub fn waiting(&self) -> usize {
+        self.waiting.len()
+    }
+
+    /// The KV cache in whole pages.
+    pub const fn capacity(&self) -> Tokens {
+        Tokens(self.pages_total.saturating_mul(PAGE_TOKENS))
+    }
+
+    /// What the given pages hold, 0 to [`Clock::capacity`].
+    pub const fn used(&self) -> Tokens {
+        Tokens(self.pages_used.saturating_mul(PAGE_TOKENS))
+    }
+
+    /// Preemptions since the start.
+    pub const fn preemptions(&self) -> u64 {
+        self.preemptions
+    }
+
+    /// One token for each decoding sequence; true when somebody was preempted for a page.
+    fn plan_decodes(&mut self, budget: &mut u64) -> bool {
+        let mut preempted = false;
+        let mut at = 0;
+        while let Some(sequence) = self.running.get(at) {
+            if !sequence.decodes() {
+                at += 1;
+                continue;
+            }
+            let more = pages_for(sequence.known()).saturating_sub(sequence.pages);
+            if self.pages_used.saturating_add(more) > self.pages_total {
+                // The newest is at `at` or behind it, so nobody planned in this step loses its place.
+                self.preempt_newest();
+                preempted = true;
+                continue;
+            }
+            self.pages_used = self.pages_used.saturating_add(more);
+            if let Some(sequence) = self.running.get_mut(at) {
+                sequence.pages = sequence.pages.saturating_add(more);
+                sequence.planned = 1;
+                *budget = budget.saturating_sub(1);
+            }
+            at += 1;
+        }
+        preempted
+    }
+
+    /// The next piece of each prompt already in the batch.
+    fn plan_prefills(&mut self, budget: &mut u64) {
+        for sequence in self.running.iter_mut().filter(|s| !s.decodes()) {
+            sequence.planned = sequence.left().min(*budget);
+            *budget = budget.saturating_sub(sequence.planned);
+        }
+    }
+
+    /// Takes sequences from the line, in order, while the chunk, the batch and the cache have room.
+    fn admit(&mut self, budget: &mut u64) {
+        while *budget > 0 && self.running.len() < self.profile.max_running {
+            let Some(next) = self.waiting.front() else { return };
+            let pages = pages_for(next.known());
+            if self.pages_used.saturating_add(pages) > self.pages_total {
+                return;
+            }
+            let Some(mut next) = self.waiting.pop_front() else { return };
+            self.pages_used = self.pages_used.saturating_add(pages);
+            next.pages = pages;
+            next.planned = next.left().min(*budget);
+            *budget = budget.saturating_sub(next.planned);
+            self.running.push(next);
+        }
+    }
+
+    fn preempt_newest(&mut self) {
+        let Some(mut newest) = self.running.pop() else { return };
+        self.pages_used = self.pages_used.saturating_sub(newest.pages);
+        newest.pages = 0;
+        newest.computed = 0;
+        newest.planned = 0;
+        self.waiting.push_front(newest);
+        self.preemptions = self.preemptions.saturating_add(1);
+    }
+
+    fn step_s(&self) -> f64 {
+        let (mut queries, mut contexts, mut products) = (0.0, 0.0, 0.0);
+        for sequence in self.running.iter().filter(|s| s.planned > 0) {
+            let query = sequence.planned as f64;
+            let context = sequence.computed as f64 + query;
+            queries += query;
+            contexts += context;
+            products += query * context;
+        }
+        let p = &self.profile;
+        p.fix_s
+            + p.weights_s.max(p.token_s * queries)
+            + p.context_s * contexts
+            + p.attention_s * products
+    }
+}
+
+const fn pages_for(tokens: u64) -> u64 {
+    tokens.div_ceil(PAGE_TOKENS)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn profile() -> Profile {
+        Profile {
+            weights_s: 1.0,
+            fix_s: 0.0,
+            token_s: 0.0,
+            context_s: 0.0,
+            attention_s: 0.0,
+            kv: Tokens(64),
+            chunk: Tokens(32),
+            max_running: 4,
+        }
+    }
+
+    fn step(clock: &mut Clock) -> Vec<(u64, u64, bool)> {
+        let mut tokens = Vec::new();
+        assert!(clock.begin().is_some(), "there was work");
+        clock.finish(&mut tokens);
+        tokens.iter().map(|t| (t.id.0, t.generated.get(), t.last)).collect()
+    }
+
+    #[test]
+    fn a_prompt_longer_than_the_chunk_takes_two_steps_and_decodes_go_first() {
+        let mut clock = Clock::new(Profile { kv: Tokens(1600), ..profile() });
+        clock.submit(SequenceId(1), Tokens(10), Tokens(3)).unwrap();
+        assert_eq!(step(&mut clock), [(1, 1, false)]);
+        clock.submit(SequenceId(2), Tokens(40), Tokens(1)).unwrap();
+        // 1 decode leaves 31 of the chunk: 31 of 40 prompt tokens, then the other 9.
+        assert_eq!(step(&mut clock), [(1, 2, false)]);
+        assert_eq!(step(&mut clock), [(1, 3, true), (2, 1, true)]);
+        assert_eq!((clock.begin(), clock.used()), (None, Tokens::ZERO));
+    }
+
+    #[test]
+    fn the_newest_is_preempted_and_still_finishes_its_whole_answer() {
+        let mut clock = Clock::new(profile());
+        // Two prompts of 31 fill the four pages; the 33rd token of each needs a third page.
+        clock.submit(SequenceId(1), Tokens(31), Tokens(20)).unwrap();
+        clock.submit(SequenceId(2), Tokens(31), Tokens(20)).unwrap();
+        let (mut counts, mut last) = ([0u64; 3], Vec::new());
+        while clock.begin().is_some() {
+            let mut tokens = Vec::new();
+            clock.finish(&mut tokens);
+            for token in tokens {
+                counts[token.id.0 as usize] += 1;
+                assert_eq!(token.generated.get(), counts[token.id.0 as usize], "no token twice");
+                if token.last {
+                    last.push(token.id.0);
+                }
+            }
+        }
+        assert_eq!(counts, [0, 20, 20]);
+        assert_eq!(last, [1, 2], "the older one keeps its pages");
+        assert!(clock.preemptions() >= 1);
+        assert_eq!(clock.used(), Tokens::ZERO);
+    }
+
+    #[test]
+    fn an_abort_within_a_step_frees_its_pages_and_says_nothing_more() {
+        let mut clock = Clock::new(profile());
+        clock.submit(SequenceId(7), Tokens(20), Tokens(9)).unwrap();
+        assert!(clock.begin().is_some());
+        assert_eq!(clock.used(), Tokens(32));
+        assert!(clock.abort(SequenceId(7)));
+        assert_eq!(clock.used(), Tokens::ZERO);
+        let mut tokens = Vec::new();
+        clock.finish(&mut tokens);
+        assert!(tokens.is_empty());
+        assert!(!clock.abort(SequenceId(7)), "only once");
+    }
+
+    #[test]
+    fn what_cannot_fit_alone_is_refused_rather_than_waited_for_forever() {
+        let mut clock = Clock::new(profile());
+        let refused = clock.submit(SequenceId(1), Tokens(60), Tokens(5));
+        assert_eq!(refused, Err(TooLong { needed: Tokens(65), capacity: Tokens(64) }));
+        assert!(clock.submit(SequenceId(2), Tokens(60), Tokens(4)).is_ok());
+        assert_eq!(clock.waiting(), 1);
+    }
+}
