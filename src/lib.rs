@@ -16,3 +16,6 @@ pub mod snapshot;
 
 // Floor 4: edges.
 pub mod servers;
+
+// Floor 6: assembly.
+pub mod systemd;
