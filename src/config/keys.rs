@@ -4,12 +4,18 @@
 //! where a key may stand.
 
 use super::{
-    KeyDigest, Surroundings,
+    KeyDigest,
+    load::Surroundings,
     problem::Spot,
     read::{Section, Text},
     source,
 };
-use std::{collections::HashMap, os::unix::fs::PermissionsExt, path::PathBuf, sync::Arc};
+use std::{
+    collections::HashMap,
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 /// Most keys of one tenant.
 const KEYS_MAX: usize = 1024;
@@ -41,7 +47,7 @@ pub(super) fn of_tenant(
     }
     if let Some(Text { text, key, .. }) = section.text("keys_file")
         && let Some(path) = secret_path(section, "keys_file", text, surroundings)
-        && let Some(lines) = source::read_text(&path, section.report)
+        && let Some(lines) = read_secret(section, "keys_file", &path)
     {
         let file: Arc<str> = path.display().to_string().into();
         for (position, line) in lines.lines().enumerate() {
@@ -124,7 +130,7 @@ pub(super) fn of_server(section: &mut Section<'_>, surroundings: &Surroundings) 
         let what = format!("any user of this host may read {}", path.display());
         section.warn("api_key_file", what, "chmod o-rwx it");
     }
-    let text = source::read_text(&path, section.report)?;
+    let text = read_secret(section, "api_key_file", &path)?;
     let key = text.trim();
     let visible = key.bytes().all(|byte| byte.is_ascii_graphic());
     if key.is_empty() || key.len() > API_KEY_MAX_BYTES || !visible {
@@ -135,7 +141,19 @@ pub(super) fn of_server(section: &mut Section<'_>, surroundings: &Surroundings) 
     Some(key.to_owned())
 }
 
-fn readable_by_all(path: &PathBuf) -> bool {
+/// The text of a key file; a fault is told at the key that names the file.
+fn read_secret(section: &Section<'_>, name: &str, path: &Path) -> Option<String> {
+    match source::text_of(path) {
+        Ok(text) => Some(text),
+        Err(unread) => {
+            let what = format!("{}: {}", path.display(), unread.what);
+            section.error(name, what, unread.remedy);
+            None
+        }
+    }
+}
+
+fn readable_by_all(path: &Path) -> bool {
     std::fs::metadata(path).is_ok_and(|about| about.permissions().mode() & 0o004 != 0)
 }
 

@@ -259,10 +259,16 @@ pub(super) struct Outcome {
     /// All problems.
     pub problems: Vec<Problem>,
     /// Every key that was asked for, as a pattern: `servers[].kind`.
-    #[cfg_attr(not(test), expect(dead_code, reason = "the sample file is tested against it"))]
+    #[cfg_attr(
+        not(all(test, feature = "candle")),
+        expect(dead_code, reason = "the sample file is tested against it")
+    )]
     pub known: BTreeSet<String>,
     /// Every default, as it would be written.
-    #[cfg_attr(not(test), expect(dead_code, reason = "the sample file is tested against it"))]
+    #[cfg_attr(
+        not(all(test, feature = "candle")),
+        expect(dead_code, reason = "the sample file is tested against it")
+    )]
     pub defaults: Vec<(String, String)>,
 }
 

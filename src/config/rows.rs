@@ -1,20 +1,22 @@
 //! Reads `[[tenants]]` and `[[models]]`, and what their entries must not share.
 
 use super::{
-    Model, Place, Server, Surroundings, Tenant, defaults,
+    Model, Place, Server, Tenant, defaults,
     keys::{self, KeyOwners},
+    load::Surroundings,
     problem::Spot,
     read::Section,
+    source::Value,
 };
 use crate::{
     ids::{ModelName, ServerKind, TenantId, Tier},
     units::Tokens,
 };
 use serde_json::Value as Json;
-use std::collections::{BTreeMap, HashMap};
-use std::path::PathBuf;
-
-use super::source::Value;
+use std::{
+    collections::{BTreeMap, HashMap},
+    path::PathBuf,
+};
 
 /// Most tenants: each has its own metric series.
 pub(super) const TENANTS_MAX: usize = 4096;

@@ -1,7 +1,7 @@
 //! Reads `[[servers]]`: which program each is and where.
 
 use super::{
-    Listen, Place, Server, Surroundings, keys, problem::Spot, read::Section, rows, sections,
+    Listen, Place, Server, keys, load::Surroundings, problem::Spot, read::Section, rows, sections,
 };
 use crate::{
     ids::{ServerId, ServerKind},

@@ -96,50 +96,49 @@ pub(super) fn read_files(path: &Path, report: &Report) -> Table {
     merged
 }
 
-/// Reads a bounded UTF-8 file; what goes wrong is reported.
-pub(super) fn read_text(path: &Path, report: &Report) -> Option<String> {
-    let text = try_read_text(path, report);
-    if text.is_none() {
-        report.broken(&Spot::of_file(path).file);
-    }
-    text
-}
-
-fn try_read_text(path: &Path, report: &Report) -> Option<String> {
-    let whole = Spot::of_file(path);
-    let bytes = match read_bounded(path) {
-        Ok(bytes) => bytes,
-        Err(error) => {
-            let what = format!("cannot read the file: {error}");
-            report.error(
-                &whole,
-                "",
-                what,
-                "check the path, and that the daemon's user may read it",
-            );
-            return None;
-        }
-    };
-    if bytes.len() as u64 > FILE_MAX_BYTES {
-        let what = format!("larger than {} MiB", FILE_MAX_BYTES >> 20);
-        report.error(&whole, "", what, "this is probably the wrong file");
-        return None;
-    }
-    match String::from_utf8(bytes) {
+/// Reads a configuration file; what goes wrong is reported.
+fn read_text(path: &Path, report: &Report) -> Option<String> {
+    match text_of(path) {
         Ok(text) => Some(text),
-        Err(error) => {
-            let good = error.utf8_error().valid_up_to();
-            let line =
-                1 + error.as_bytes().iter().take(good).filter(|byte| **byte == b'\n').count();
-            report.error(
-                &Spot::new(&whole.file, line),
-                "",
-                "not UTF-8 text",
-                "save the file in UTF-8 encoding",
-            );
+        Err(unread) => {
+            let file = Spot::of_file(path).file;
+            report.error(&Spot::new(&file, unread.line), "", unread.what, unread.remedy);
+            report.broken(&file);
             None
         }
     }
+}
+
+/// Why a file could not be read. Nothing is kept of it.
+pub(super) struct Unread {
+    /// The line that is at fault; 0 for the file as a whole.
+    line: usize,
+    /// What is wrong.
+    pub what: String,
+    /// What to do.
+    pub remedy: &'static str,
+}
+
+/// The text of a file, bounded and UTF-8.
+pub(super) fn text_of(path: &Path) -> Result<String, Unread> {
+    let bytes = read_bounded(path).map_err(|error| Unread {
+        line: 0,
+        what: format!("cannot read the file: {error}"),
+        remedy: "check the path, and that the daemon's user may read it",
+    })?;
+    if bytes.len() as u64 > FILE_MAX_BYTES {
+        let what = format!("larger than {} MiB", FILE_MAX_BYTES >> 20);
+        return Err(Unread { line: 0, what, remedy: "this is probably the wrong file" });
+    }
+    String::from_utf8(bytes).map_err(|error| {
+        let good = error.utf8_error().valid_up_to();
+        let line = 1 + error.as_bytes().iter().take(good).filter(|byte| **byte == b'\n').count();
+        Unread {
+            line,
+            what: "not UTF-8 text".to_owned(),
+            remedy: "save the file in UTF-8 encoding",
+        }
+    })
 }
 
 fn read_bounded(path: &Path) -> std::io::Result<Vec<u8>> {

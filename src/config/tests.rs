@@ -1,7 +1,10 @@
 //! Whole files: all problems at once, drop-ins, and the sample file against the code.
 
-use super::*;
-use std::{collections::BTreeSet, fs};
+use super::{
+    load::{Surroundings, read_text},
+    *,
+};
+use std::{collections::BTreeSet, fs, path::Path};
 
 const SAMPLE: &str = include_str!("../../config/berthd.toml");
 const DIGEST: &str = "50d858e0985ecc7f60418aaf0cc5ab587f42c2570a884095a9e8ccacd0f6545c";
@@ -45,6 +48,7 @@ fn an_empty_file_has_every_default_and_one_warning() {
     assert_eq!(defaults::carry_threads(17), 4);
 }
 
+#[cfg(feature = "candle")]
 #[test]
 fn all_mistakes_are_told_at_once_with_their_lines() {
     let text = format!(
@@ -293,6 +297,13 @@ fn secrets_come_from_files_and_credentials_and_stay_out_of_debug_output() {
     assert_eq!(loaded.settings.servers[0].api_key.as_deref(), Some("sk-secret"));
     assert!(!format!("{:?}", loaded.settings).contains("sk-secret"));
 
+    // A file that is not there is told at the line that names it.
+    fs::rename(credentials.join("vllm"), credentials.join("other")).unwrap();
+    let told = read_text("t", text, &surroundings).0.unwrap_err().to_string();
+    assert!(told.starts_with("t:8: servers[0].api_key_file: "), "{told}");
+    assert!(told.contains("credentials/vllm: cannot read the file"), "{told}");
+    fs::rename(credentials.join("other"), credentials.join("vllm")).unwrap();
+
     // A bad line is told with the file and line it stands on, and not repeated.
     fs::write(credentials.join("team"), format!("{DIGEST}\nsk-plain\n")).unwrap();
     let told = read_text("t", text, &surroundings).0.unwrap_err();
@@ -301,6 +312,7 @@ fn secrets_come_from_files_and_credentials_and_stay_out_of_debug_output() {
     assert!(!told.to_string().contains("sk-plain"));
 }
 
+#[cfg(feature = "candle")]
 #[test]
 fn an_embedded_server_needs_its_files() {
     let folder = tempfile::tempdir().unwrap();
@@ -324,6 +336,7 @@ fn uncommented(root: &Path) -> String {
     text.join("\n").replace("/usr/share/berthd", &root.display().to_string())
 }
 
+#[cfg(feature = "candle")]
 fn sample_surroundings(root: &Path) -> Surroundings {
     fs::create_dir_all(root.join("models/demo-chat")).unwrap();
     for file in ["config.json", "tokenizer.json", "model.safetensors"] {
@@ -343,6 +356,7 @@ fn the_sample_as_shipped_changes_nothing() {
     assert_eq!(shipped, empty);
 }
 
+#[cfg(feature = "candle")]
 #[test]
 fn the_sample_uncommented_is_valid_and_keeps_every_default() {
     let root = tempfile::tempdir().unwrap();
@@ -379,6 +393,7 @@ fn the_sample_uncommented_is_valid_and_keeps_every_default() {
 }
 
 /// Every key of the tree as a pattern, with its value as written.
+#[cfg(feature = "candle")]
 fn leaves(path: &str, value: &source::Value, found: &mut Vec<(String, String)>) {
     use source::Value;
     let written = match value {
