@@ -29,5 +29,8 @@ pub mod servers;
 pub mod metrics;
 pub mod pipeline;
 
+// Floor 6: assembly.
+pub mod systemd;
+
 // Beside the floors: a model server to test against.
 pub mod simulate;

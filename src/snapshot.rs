@@ -9,6 +9,8 @@ use crate::{
 use serde::Serialize;
 use tokio::time::Instant;
 
+pub use crate::ids::ServerKind;
+
 // === GPUs ===
 
 /// What NVML says, or why it says nothing.
@@ -77,46 +79,6 @@ pub struct GpuProcess {
 }
 
 // === Model servers ===
-
-/// Which program a server is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum ServerKind {
-    /// vLLM.
-    Vllm,
-    /// SGLang.
-    Sglang,
-    /// llama.cpp's `llama-server`.
-    #[serde(rename = "llama.cpp")]
-    LlamaCpp,
-    /// Anything that speaks the OpenAI API and tells nothing about its load.
-    #[serde(rename = "openai")]
-    OpenAi,
-    /// The small model that runs inside this process.
-    Embedded,
-}
-
-impl ServerKind {
-    /// Every kind.
-    pub const ALL: [Self; 5] =
-        [Self::Vllm, Self::Sglang, Self::LlamaCpp, Self::OpenAi, Self::Embedded];
-
-    /// The kind's name in configuration, status and metrics.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Vllm => "vllm",
-            Self::Sglang => "sglang",
-            Self::LlamaCpp => "llama.cpp",
-            Self::OpenAi => "openai",
-            Self::Embedded => "embedded",
-        }
-    }
-
-    /// The kind with this name.
-    pub fn parse(text: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|kind| kind.as_str() == text)
-    }
-}
 
 /// Whether a server can take work, as its own probes see it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]

@@ -1,14 +1,28 @@
 //! `Settings`: what the operator said, valid and complete.
 //!
-//! Three stages: files as written (`source`), merged into one tree, read into `Settings` (`read`).
+//! Three stages: files as written (`source`), merged into one tree, read into `Settings` (`load`).
 //! The daemon sees only the last; nothing here is optional that has a default.
 
 use crate::{
-    ids::{ModelName, ServerId, TenantId, Tier},
-    snapshot::ServerKind,
+    ids::{ModelName, ServerId, ServerKind, TenantId, Tier},
     units::{Bytes, Tokens},
 };
-use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, time::Duration};
+use std::{collections::BTreeMap, fmt, net::SocketAddr, path::PathBuf, time::Duration};
+
+pub mod defaults;
+mod keys;
+mod load;
+mod problem;
+mod read;
+mod rows;
+mod sections;
+mod servers;
+mod source;
+#[cfg(test)]
+mod tests;
+
+pub use load::{Loaded, load, parse_text};
+pub use problem::{Problem, Problems, Severity, Spot};
 
 /// Everything the daemon can be told. Immutable; a reload makes a new one.
 #[derive(Clone, Debug, PartialEq)]
@@ -236,7 +250,7 @@ pub enum Place {
 }
 
 /// `[[servers]]`
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, PartialEq)]
 pub struct Server {
     /// Its name in metrics, logs, status and the answer header.
     pub name: ServerId,
@@ -252,4 +266,19 @@ pub struct Server {
     pub kv_tokens: Option<Tokens>,
     /// Sequences at once, overriding what it reports.
     pub max_running: Option<u32>,
+}
+
+impl fmt::Debug for Server {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Written by hand so that no log line ever shows the key.
+        f.debug_struct("Server")
+            .field("name", &self.name)
+            .field("kind", &self.kind)
+            .field("place", &self.place)
+            .field("api_key", &self.api_key.as_ref().map(|_| "(kept secret)"))
+            .field("models", &self.models)
+            .field("kv_tokens", &self.kv_tokens)
+            .field("max_running", &self.max_running)
+            .finish()
+    }
 }
