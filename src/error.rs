@@ -175,6 +175,8 @@ pub struct Refusal {
     pub retry_after: Option<Duration>,
     /// The status the server gave, where its rejection is handed on.
     pub server_status: Option<u16>,
+    /// The method that would have been right.
+    pub allow: Option<Cow<'static, str>>,
 }
 
 impl Refusal {
@@ -200,6 +202,13 @@ impl Refusal {
     #[must_use]
     pub fn retry_after(mut self, wait: Duration) -> Self {
         self.retry_after = Some(wait);
+        self
+    }
+
+    /// Names the method that would have been right.
+    #[must_use]
+    pub fn allow(mut self, method: impl Into<Cow<'static, str>>) -> Self {
+        self.allow = Some(method.into());
         self
     }
 

@@ -14,6 +14,7 @@ pub mod config;
 
 // Floor 2: what the node looks like right now; what text costs.
 pub mod snapshot;
+pub mod tokens;
 
 // Floor 3: rules. They decide and never do I/O.
 pub mod admit;

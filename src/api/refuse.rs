@@ -125,7 +125,7 @@ pub fn response(refusal: &Refusal, id: &RequestId) -> Response<Bytes> {
             headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }
         Reason::MethodNotAllowed => {
-            let allow = refusal.param.as_deref().unwrap_or("POST");
+            let allow = refusal.allow.as_deref().unwrap_or("POST");
             if let Ok(allow) = HeaderValue::from_str(allow) {
                 headers.insert(ALLOW, allow);
             }

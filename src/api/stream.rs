@@ -45,7 +45,7 @@ impl Splitter {
     }
 
     /// The next whole event with the empty line that ends it, byte for byte as it came.
-    pub fn next(&mut self) -> Result<Option<Event>, TooLong> {
+    pub fn next_event(&mut self) -> Result<Option<Event>, TooLong> {
         while let Some(found) =
             self.held.get(self.scan..).and_then(|rest| memchr2(b'\n', b'\r', rest))
         {
@@ -130,7 +130,7 @@ mod tests {
         let mut out = Vec::new();
         for piece in pieces {
             splitter.push(Bytes::copy_from_slice(piece));
-            while let Some(event) = splitter.next()? {
+            while let Some(event) = splitter.next_event()? {
                 out.push(event.raw.to_vec());
             }
         }

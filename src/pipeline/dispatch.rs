@@ -227,9 +227,17 @@ impl Dispatch {
         changed
     }
 
-    /// When this server's breaker wants a trial, if it is open.
-    pub fn trial_due(&self, id: &ServerId) -> Option<Instant> {
-        self.lock().berths.get(id)?.breaker.next_trial()
+    /// Servers whose breakers want a trial now, with a model to try.
+    pub fn trials_due(&self, now: Instant) -> Vec<(Arc<dyn ModelServer>, ModelName)> {
+        let state = self.lock();
+        let due = state.berths.values().filter(|berth| {
+            !berth.leaving && berth.breaker.next_trial().is_some_and(|trial| trial <= now)
+        });
+        due.filter_map(|berth| {
+            let model = berth.state.models.first()?.name.clone();
+            Some((Arc::clone(&berth.server), model))
+        })
+        .collect()
     }
 
     /// Looks again at what time alone changes: readings grown stale, pauses that are over.

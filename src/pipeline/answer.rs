@@ -1,0 +1,154 @@
+//! The two ends of a request on the wire: its bounded body, and the body of its answer.
+
+use super::flow::Begun;
+use crate::{
+    api::refuse,
+    config::Limits,
+    error::{Reason, Refusal},
+    ids::RequestId,
+};
+use bytes::{Bytes, BytesMut};
+use http::{
+    HeaderMap, Response,
+    header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE},
+};
+use http_body::{Body, Frame, SizeHint};
+use http_body_util::BodyExt;
+use std::{
+    convert::Infallible,
+    pin::Pin,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+/// The body of an answer.
+#[derive(Debug)]
+pub enum Reply {
+    /// All of it.
+    Whole(Option<Bytes>),
+    /// As it comes.
+    Stream(Box<Begun>),
+}
+
+impl Body for Reply {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        match &mut *self {
+            Self::Whole(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
+            Self::Stream(flow) => Pin::new(flow.as_mut()).poll_frame(cx),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        matches!(self, Self::Whole(None))
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Whole(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, Bytes::len) as u64),
+            Self::Stream(_) => SizeHint::default(),
+        }
+    }
+}
+
+/// The answer to a refused request.
+pub fn refused(refusal: &Refusal, id: &RequestId) -> Response<Reply> {
+    refuse::response(refusal, id).map(|body| Reply::Whole(Some(body)))
+}
+
+/// Only plain JSON is read. A missing media type is forgiven; a wrong one is not, since it means that
+/// the caller's library did something else than its author thought.
+pub fn check_media(headers: &HeaderMap) -> Result<(), Refusal> {
+    if let Some(value) = headers.get(CONTENT_TYPE) {
+        let media = value.to_str().unwrap_or_default().split(';').next().unwrap_or_default().trim();
+        if !media.eq_ignore_ascii_case("application/json") {
+            let text = "The body must be JSON: send 'Content-Type: application/json'.";
+            return Err(Refusal::new(Reason::UnsupportedMediaType, text));
+        }
+    }
+    match headers.get(CONTENT_ENCODING).map(http::HeaderValue::as_bytes) {
+        None | Some(b"identity") => Ok(()),
+        Some(_) => {
+            let text = "Compressed bodies are not read here. Send the JSON without Content-Encoding.";
+            Err(Refusal::new(Reason::UnsupportedMediaType, text))
+        }
+    }
+}
+
+/// How much of a body that is too large is read on, so that the caller who is still sending it hears
+/// why instead of seeing the connection reset.
+const SURPLUS_MAX: usize = 64 << 20;
+/// And for how long.
+const SURPLUS_LIMIT: Duration = Duration::from_secs(5);
+
+/// Reads a body within its bounds of size and time.
+///
+/// # Errors
+/// Too large, too slow, or broken off.
+pub async fn read_body<B>(
+    mut body: B,
+    headers: &HeaderMap,
+    limits: &Limits,
+    limit: Duration,
+) -> Result<Bytes, Refusal>
+where
+    B: Body<Data = Bytes> + Unpin,
+{
+    let max = usize::try_from(limits.body_max.get()).unwrap_or(usize::MAX);
+    let announced = headers
+        .get(CONTENT_LENGTH)
+        .and_then(|value| value.to_str().ok()?.parse::<u64>().ok())
+        .and_then(|length| usize::try_from(length).ok());
+    let read = read(&mut body, max, announced.unwrap_or(0).min(max));
+    match tokio::time::timeout(limit, read).await {
+        Ok(Ok(Some(bytes))) if announced.is_none_or(|length| length <= max) => Ok(bytes),
+        Ok(Ok(_)) => {
+            let rest = read(&mut body, SURPLUS_MAX, 0);
+            // Whatever comes of it, the answer is the same.
+            let _ = tokio::time::timeout(SURPLUS_LIMIT, rest).await;
+            let text = format!(
+                "The body is larger than {} MiB, the most this daemon takes. Send less, or ask the operator to raise limits.body_max_mib.",
+                limits.body_max.get() >> 20
+            );
+            Err(Refusal::new(Reason::BodyTooLarge, text))
+        }
+        Ok(Err(())) => {
+            let text = "The connection broke while the body was coming.";
+            Err(Refusal::new(Reason::BadFraming, text))
+        }
+        Err(_) => {
+            let text = format!("The body did not come within {:.0} s.", limit.as_secs_f64());
+            Err(Refusal::new(Reason::BodyTimeout, text))
+        }
+    }
+}
+
+/// `None`: more than `max`. A body that came in one piece is not copied.
+async fn read<B>(body: &mut B, max: usize, expect: usize) -> Result<Option<Bytes>, ()>
+where
+    B: Body<Data = Bytes> + Unpin,
+{
+    let mut first = Bytes::new();
+    let mut all = BytesMut::new();
+    while let Some(frame) = body.frame().await {
+        let Ok(data) = frame.map_err(|_| ())?.into_data() else { continue };
+        if first.len().max(all.len()) + data.len() > max {
+            return Ok(None);
+        }
+        if first.is_empty() && all.is_empty() {
+            first = data;
+        } else {
+            if all.is_empty() {
+                all.reserve(expect.max(first.len() + data.len()));
+                all.extend_from_slice(&first);
+            }
+            all.extend_from_slice(&data);
+        }
+    }
+    Ok(Some(if all.is_empty() { first } else { all.freeze() }))
+}
