@@ -13,6 +13,7 @@ pub mod config;
 
 // Floor 2: what the node looks like right now; what text costs.
 pub mod snapshot;
+pub mod tokens;
 
 // Floor 4: edges.
 pub mod servers;
