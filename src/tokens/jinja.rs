@@ -8,6 +8,9 @@ use minijinja::{
 };
 use std::fmt;
 
+/// Widest text that padding may make, characters.
+const WIDTH_MAX: usize = 4096;
+
 /// The text that a template gave to `raise_exception`, carried as an error's source so that it can be
 /// told from the engine's own errors.
 #[derive(Debug)]
@@ -37,6 +40,12 @@ pub(super) fn install(environment: &mut Environment<'static>) {
     environment.add_filter("default", default);
     environment.add_filter("d", default);
     environment.add_filter("items", items);
+    environment.add_filter("replace", replace);
+    environment.add_filter("escape", escape);
+    environment.add_filter("e", escape);
+    environment.add_filter("center", |value: &Value, width: Option<usize>| {
+        center(&python::text(value), width.unwrap_or(80), ' ')
+    });
     environment.add_test("iterable", is_iterable);
     environment.add_test("sequence", |value: &Value| {
         is_iterable(value) && !matches!(value.kind(), ValueKind::Iterable)
@@ -72,7 +81,7 @@ fn tojson(value: &Value, ascii: Option<bool>, args: Kwargs) -> Result<Value, Err
     dumps.ensure_ascii = args.get::<Option<bool>>("ensure_ascii")?.or(ascii).unwrap_or(false);
     dumps.sort_keys = args.get::<Option<bool>>("sort_keys")?.unwrap_or(false);
     args.assert_all_used()?;
-    Ok(Value::from_safe_string(dumps.dump(value)?))
+    Ok(Value::from(dumps.dump(value)?))
 }
 
 fn fromjson(text: &str) -> Result<Value, Error> {
@@ -191,6 +200,29 @@ fn items(value: &Value) -> Result<Value, Error> {
     }
 }
 
+fn replace(value: &Value, old: &Value, new: &Value, count: Option<usize>) -> String {
+    let (text, old, new) = (python::text(value), python::text(old), python::text(new));
+    match count {
+        Some(count) => text.replacen(&old, &new, count),
+        None => text.replace(&old, &new),
+    }
+}
+
+fn escape(value: &Value) -> String {
+    let mut out = String::new();
+    for c in python::text(value).chars() {
+        match c {
+            '&' => out.push_str("&amp;"),
+            '<' => out.push_str("&lt;"),
+            '>' => out.push_str("&gt;"),
+            '\'' => out.push_str("&#39;"),
+            '"' => out.push_str("&#34;"),
+            c => out.push(c),
+        }
+    }
+    out
+}
+
 // === tests and functions ===
 
 fn is_iterable(value: &Value) -> bool {
@@ -304,10 +336,31 @@ fn string_method(text: &str, name: &str, args: &[Value]) -> Result<Option<Value>
             let parts = found.map_or(missing, |(head, tail)| [head, separator, tail]);
             Value::from(Tuple::from(parts.map(Value::from)))
         }
+        "index" | "rindex" => {
+            let (wanted,): (&str,) = from_args(args)?;
+            let at = if name == "index" { text.find(wanted) } else { text.rfind(wanted) };
+            let missing = || Error::new(ErrorKind::InvalidOperation, "substring not found");
+            let (before, _) = text.split_at(at.ok_or_else(missing)?);
+            Value::from(before.chars().count())
+        }
+        "swapcase" => {
+            let swapped = text.chars().flat_map(|c| -> Box<dyn Iterator<Item = char>> {
+                if c.is_uppercase() {
+                    Box::new(c.to_lowercase())
+                } else {
+                    Box::new(c.to_uppercase())
+                }
+            });
+            Value::from(swapped.collect::<String>())
+        }
+        "center" => {
+            let (width, fill): (usize, Option<char>) = from_args(args)?;
+            Value::from(center(text, width, fill.unwrap_or(' ')))
+        }
         "zfill" | "ljust" | "rjust" => {
             let (width, fill): (usize, Option<char>) = from_args(args)?;
             let fill = if name == "zfill" { '0' } else { fill.unwrap_or(' ') };
-            let lacking = width.min(4096).saturating_sub(text.chars().count());
+            let lacking = width.min(WIDTH_MAX).saturating_sub(text.chars().count());
             let padding: String = std::iter::repeat_n(fill, lacking).collect();
             Value::from(if name == "ljust" {
                 format!("{text}{padding}")
@@ -317,6 +370,15 @@ fn string_method(text: &str, name: &str, args: &[Value]) -> Result<Option<Value>
         }
         _ => return Ok(None),
     }))
+}
+
+/// `str.center`, which puts the odd space to the left if the width is odd too.
+fn center(text: &str, width: usize, fill: char) -> String {
+    let width = width.min(WIDTH_MAX);
+    let lacking = width.saturating_sub(text.chars().count());
+    let left = lacking / 2 + (lacking & width & 1);
+    let side = |count| std::iter::repeat_n(fill, count);
+    side(left).chain(text.chars()).chain(side(lacking - left)).collect()
 }
 
 fn strip<'a>(text: &'a str, chars: Option<&str>, left: bool, right: bool) -> &'a str {

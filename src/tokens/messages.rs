@@ -349,3 +349,85 @@ fn variables(profile: &Profile, body: &Map<String, Value>) -> Map<String, Value>
     }
     variables
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::snapshot::ServerKind;
+
+    fn prepared(kind: ServerKind, body: Value) -> Prepared {
+        prepare(&Profile::of(kind), Wants::default(), body.as_object().unwrap()).unwrap()
+    }
+
+    #[test]
+    fn arguments_are_parsed_and_broken_ones_become_empty() {
+        let call = |arguments: Value| json!({"function": {"name": "f", "arguments": arguments}});
+        let calls = json!([
+            call(json!("{\"a\": 1.0}")),
+            call(json!("{broken")),
+            call(json!("")),
+            call(json!({"b": 2}))
+        ]);
+        let body = json!({"messages": [{"role": "assistant", "content": null, "tool_calls": calls, "extra": 1}]});
+        let message = &prepared(ServerKind::Vllm, body).messages[0];
+        let arguments: Vec<_> =
+            (0..4).map(|at| &message["tool_calls"][at]["function"]["arguments"]).collect();
+        assert_eq!(arguments, [&json!({"a": 1.0}), &json!({}), &json!({}), &json!({"b": 2})]);
+        assert_eq!((&message["content"], message.get("extra")), (&json!(""), None));
+    }
+
+    #[test]
+    fn a_developers_message_joins_the_systems_at_the_front() {
+        let body = json!({"messages": [
+            {"role": "system", "content": "one"}, {"role": "user", "content": "hi"},
+            {"role": "developer", "content": "two"},
+        ]});
+        let messages = prepared(ServerKind::Vllm, body.clone()).messages;
+        assert_eq!(messages[0], json!({"role": "system", "content": "one\n\ntwo"}));
+        assert_eq!(messages.len(), 2);
+        assert_eq!(prepared(ServerKind::LlamaCpp, body).messages.len(), 3, "left to the template");
+    }
+
+    #[test]
+    fn a_continued_answer_ends_as_each_server_ends_it() {
+        let body = json!({"continue_final_message": true, "add_generation_prompt": false, "messages": [
+            {"role": "user", "content": "hi"}, {"role": "assistant", "content": "so far"}]});
+        let vllm = prepared(ServerKind::Vllm, body.clone());
+        assert_eq!((vllm.ending, vllm.add_generation_prompt), (Ending::Cut, false));
+        let sglang = prepared(ServerKind::Sglang, body.clone());
+        assert_eq!((sglang.ending, sglang.messages.len()), (Ending::Apart("so far".into()), 1));
+        assert!(sglang.add_generation_prompt);
+        assert_eq!(prepared(ServerKind::LlamaCpp, body).ending, Ending::Text("so far".into()));
+    }
+
+    #[test]
+    fn the_cut_takes_what_a_trimming_template_would_have_trimmed() {
+        assert_eq!(cut(&format!("a: so far {CUT_HERE}<end>")), Ok("a: so far "));
+        assert_eq!(cut(&format!("a: so far {}<end>", CUT_HERE.trim_end())), Ok("a: so far"));
+        assert!(cut("the template hides the message").is_err());
+    }
+
+    #[test]
+    fn reasoning_effort_reaches_templates_as_the_server_passes_it() {
+        let body =
+            json!({"messages": [{"role": "user", "content": "hi"}], "reasoning_effort": "none"});
+        let vllm = prepared(ServerKind::Vllm, body.clone()).variables;
+        assert_eq!(
+            Value::Object(vllm),
+            json!({"reasoning_effort": "none", "enable_thinking": false})
+        );
+        let llama = prepared(ServerKind::LlamaCpp, body.clone()).variables;
+        assert_eq!(llama["enable_thinking"], json!(true), "always defined there");
+        let reference = prepare(&Profile::reference(), Wants::default(), body.as_object().unwrap());
+        assert!(reference.unwrap().variables.is_empty());
+    }
+
+    #[test]
+    fn a_body_without_messages_is_refused() {
+        for body in [json!({}), json!({"messages": []}), json!({"messages": ["text"]})] {
+            let refused =
+                prepare(&Profile::reference(), Wants::default(), body.as_object().unwrap());
+            assert_eq!(refused.err(), Some(CountError::NoMessages));
+        }
+    }
+}

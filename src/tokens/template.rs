@@ -235,6 +235,15 @@ mod tests {
             ("{{ 'a\nb\n' | indent(2) }}|", "a\n  b\n|"),
             ("{{ [1, 2, 3][::-1] }} {{ range(3, 0, -1) | list }}", "[3, 2, 1] [3, 2, 1]"),
             ("{{ 'a b c'.split(' ', 1) }} {{ 'a  b '.split() }}", "['a', 'b c'] ['a', 'b']"),
+            (
+                "{{ 'aaa' | replace('a', 'b', 2) }} {{ 'abc'.index('c') }} {{ '\"<' | e }}",
+                "bba 2 &#34;&lt;",
+            ),
+            ("{{ 'ab'.center(5, '*') }} {{ 'a=b=c'.partition('=') }}", "**ab* ('a', '=', 'b=c')"),
+            (
+                "{{ dict([('a', 1)], b=true) }} {{ true is number }} {{ {}.copy() }}",
+                "{'a': 1, 'b': True} True {}",
+            ),
             ("{{ nothing | length }}{{ nothing }}{{ none.x }}", "0"),
             ("{{ [1e-6, 2] | tojson(separators=(',', ':')) }}", "[1e-06,2]"),
             (
