@@ -7,6 +7,9 @@
 
 The templates (scripts/count_templates) and all texts are our own, written in the style of the families
 in circulation. The counts are what transformers' apply_chat_template and tokenizer say.
+
+Training breaks ties in no fixed order, so tokenizers that exist are kept, and running the script again
+changes nothing; `--train` makes new ones.
 """
 
 import hashlib
@@ -15,6 +18,7 @@ import os
 import random
 import shutil
 import struct
+import sys
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -384,10 +388,13 @@ def reference(tokenizer, request):
 
 
 def main():
+    kept = {}
+    if "--train" not in sys.argv[1:]:
+        kept = {path.parent.name: Tokenizer.from_file(str(path)) for path in OUT.glob("*/tokenizer.json")}
     shutil.rmtree(OUT, ignore_errors=True)
     lines, broken = [], 0
     for name, trained, config, place in families():
-        folder = write_folder(name, trained, config, place)
+        folder = write_folder(name, kept.get(name, trained), config, place)
         tokenizer = AutoTokenizer.from_pretrained(folder)
         if place == "json":
             tokenizer.chat_template = json.loads((folder / "chat_template.json").read_text("utf-8"))["chat_template"]

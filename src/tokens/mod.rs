@@ -182,7 +182,7 @@ impl ModelFiles {
         self.vocabulary.with_ids(text, add_special, <[u32]>::to_vec)
     }
 
-    /// The number of ids of plain text. Allocates nothing.
+    /// The number of ids of plain text. Allocates nothing for the ids.
     pub fn count_text(&self, text: &str, add_special: bool) -> Result<Tokens, CountError> {
         self.vocabulary.with_ids(text, add_special, |ids| Tokens(ids.len() as u64))
     }

@@ -41,7 +41,8 @@ impl Vocabulary {
         Ok(Self { tokenizer, pieces, ids })
     }
 
-    /// Encodes and hands the ids to `read`, without allocating.
+    /// Encodes and hands the ids to `read`, which must not encode itself. Allocates nothing, unless the
+    /// tokenizer has special tokens of its own to put around the text.
     pub(super) fn with_ids<T>(
         &self,
         text: &str,
