@@ -12,6 +12,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod counts;
 mod gpu;
 mod scripted;
 mod simulate;

@@ -1,0 +1,135 @@
+//! Reads a model folder as the Hugging Face libraries lay it out.
+
+use super::LoadError;
+use serde_json::{Map, Value};
+use sha2::{Digest, Sha256};
+use std::{
+    collections::BTreeMap,
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+/// Largest file that is read; the largest vocabularies in circulation take about 40 MB.
+const FILE_BYTES_MAX: u64 = 256 << 20;
+
+/// Named templates that one folder may bring.
+const TEMPLATES_MAX: usize = 32;
+
+/// What a folder holds, read but not yet understood.
+pub(super) struct Folder {
+    pub(super) tokenizer: Value,
+    pub(super) tokenizer_config: Map<String, Value>,
+    pub(super) config: Map<String, Value>,
+    pub(super) generation_config: Map<String, Value>,
+    /// Chat templates by name; the only one is usually `default`.
+    pub(super) templates: BTreeMap<String, String>,
+    pub(super) fingerprint: String,
+}
+
+impl Folder {
+    /// Reads all of it.
+    pub(super) fn read(folder: &Path) -> Result<Self, LoadError> {
+        let path = folder.join("tokenizer.json");
+        let text = read(&path)?.ok_or_else(|| LoadError::Missing(path.clone()))?;
+        let tokenizer = parse(&path, &text)?;
+        let tokenizer_config = object(&folder.join("tokenizer_config.json"))?;
+        let templates = templates(folder, &tokenizer_config)?;
+        let mut hash = Sha256::new();
+        hash.update(&text);
+        hash.update(Value::Object(tokenizer_config.clone()).to_string());
+        for (name, template) in &templates {
+            hash.update([0]);
+            hash.update(name);
+            hash.update([0]);
+            hash.update(template);
+        }
+        let fingerprint =
+            hash.finalize().iter().take(8).map(|byte| format!("{byte:02x}")).collect();
+        Ok(Self {
+            tokenizer,
+            tokenizer_config,
+            config: object(&folder.join("config.json"))?,
+            generation_config: object(&folder.join("generation_config.json"))?,
+            templates,
+            fingerprint,
+        })
+    }
+}
+
+/// Chat templates, the later sources over the earlier: the tokenizer's configuration,
+/// `chat_template.json`, `chat_template.jinja` and the folder of additional ones.
+fn templates(
+    folder: &Path,
+    config: &Map<String, Value>,
+) -> Result<BTreeMap<String, String>, LoadError> {
+    let mut found = BTreeMap::new();
+    take_templates(&mut found, config.get("chat_template"));
+    take_templates(&mut found, object(&folder.join("chat_template.json"))?.get("chat_template"));
+    if let Some(text) = read(&folder.join("chat_template.jinja"))? {
+        found.insert("default".into(), text);
+    }
+    let Ok(entries) = fs::read_dir(folder.join("additional_chat_templates")) else {
+        return Ok(found);
+    };
+    for entry in entries.flatten().take(TEMPLATES_MAX) {
+        let path = entry.path();
+        let name = path.file_stem().and_then(|name| name.to_str());
+        if let Some(name) = name.filter(|_| path.extension().is_some_and(|end| end == "jinja"))
+            && let Some(text) = read(&path)?
+        {
+            found.insert(name.to_owned(), text);
+        }
+    }
+    Ok(found)
+}
+
+/// One template as a string, or several as a list of names and texts or as a map.
+fn take_templates(found: &mut BTreeMap<String, String>, value: Option<&Value>) {
+    match value {
+        Some(Value::String(text)) => {
+            found.insert("default".into(), text.clone());
+        }
+        Some(Value::Array(list)) => {
+            let named = list.iter().take(TEMPLATES_MAX).filter_map(|entry| {
+                let name = entry.get("name")?.as_str()?.to_owned();
+                Some((name, entry.get("template")?.as_str()?.to_owned()))
+            });
+            found.extend(named);
+        }
+        Some(Value::Object(map)) => {
+            let named = map.iter().take(TEMPLATES_MAX);
+            found.extend(
+                named.filter_map(|(name, text)| Some((name.clone(), text.as_str()?.to_owned()))),
+            );
+        }
+        _ => {}
+    }
+}
+
+/// A file's text, `None` if there is no such file.
+fn read(path: &Path) -> Result<Option<String>, LoadError> {
+    let told = |error: io::Error| LoadError::Unreadable(path.to_owned(), error.to_string());
+    match fs::metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(told(error)),
+        Ok(facts) if facts.len() > FILE_BYTES_MAX => {
+            return Err(LoadError::Unreadable(path.to_owned(), "the file is too large".into()));
+        }
+        Ok(_) => {}
+    }
+    fs::read_to_string(path).map(Some).map_err(told)
+}
+
+fn parse(path: &Path, text: &str) -> Result<Value, LoadError> {
+    let at = || PathBuf::from(path);
+    serde_json::from_str(text).map_err(|error| LoadError::Unreadable(at(), error.to_string()))
+}
+
+/// A JSON object from a file that may be missing.
+fn object(path: &Path) -> Result<Map<String, Value>, LoadError> {
+    let Some(text) = read(path)? else { return Ok(Map::new()) };
+    match parse(path, &text)? {
+        Value::Object(map) => Ok(map),
+        _ => Err(LoadError::Unreadable(path.to_owned(), "not a JSON object".into())),
+    }
+}

@@ -1,0 +1,373 @@
+//! What text costs: exact input tokens of a request, from the files of its model.
+//!
+//! A conversation is prepared as its server prepares it, rendered through the model's own template and
+//! encoded with the model's own tokenizer, once, as a whole. Knows no server and no request queue.
+
+use crate::units::Tokens;
+use minijinja::Value as Rendered;
+use serde_json::{Map, Value, json};
+use std::{collections::BTreeMap, path::Path, path::PathBuf};
+
+mod content;
+mod files;
+mod jinja;
+mod messages;
+mod profile;
+mod python;
+mod template;
+mod vocabulary;
+
+pub use profile::Profile;
+
+use messages::{Ending, Prepared, Wants};
+use template::{Clock, Template};
+use vocabulary::Vocabulary;
+
+/// The tokenizer and the chat template of one model folder. Loaded once (a 128k vocabulary takes about a
+/// second and 100 MB), shared by `Arc`; every method may be called from any thread.
+pub struct ModelFiles {
+    vocabulary: Vocabulary,
+    chat: Chat,
+    clock: Clock,
+    /// Special tokens by the name that templates know them by.
+    named_tokens: BTreeMap<String, String>,
+    added: AddedAround,
+    eos_ids: Vec<u32>,
+    context_window: Option<Tokens>,
+    fingerprint: String,
+}
+
+/// Why a folder could not be loaded. Nothing is kept.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// The folder has no such file.
+    #[error("{0} does not exist")]
+    Missing(PathBuf),
+    /// A file cannot be read or is not what it should be.
+    #[error("cannot read {0}: {1}")]
+    Unreadable(PathBuf, String),
+    /// The tokenizer is of a kind, or uses a part, that we do not know.
+    #[error("unusable tokenizer: {0}")]
+    Tokenizer(String),
+}
+
+/// Why a request could not be counted. Nothing has changed; another request may well be counted.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum CountError {
+    /// The template itself refused the conversation; its words. The caller's to mend.
+    #[error("{0}")]
+    Template(String),
+    /// The body has no list of messages.
+    #[error("the request has no messages")]
+    NoMessages,
+    /// These files cannot tell (no template, or content other than text). Ask the server, or estimate.
+    #[error("cannot be counted here: {0}")]
+    NotAvailable(String),
+    /// Counting would take too long. The caller's to mend: the request is out of proportion.
+    #[error("too costly to count: {0}")]
+    TooCostly(String),
+    /// The template broke on this conversation. The server's may or may not; ask it, or estimate.
+    #[error("the chat template failed: {0}")]
+    Render(String),
+    /// The tokenizer failed. Ask the server, or estimate.
+    #[error("the tokenizer failed: {0}")]
+    Encode(String),
+}
+
+/// The templates of a model.
+enum Chat {
+    /// There is none, or none that compiles; the text says which.
+    None(String),
+    /// The default one, and the one for requests with tools where the model brings its own.
+    Some { default: Box<Loaded>, tools: Option<Box<Loaded>> },
+}
+
+/// The tokens that llama.cpp puts around every text of this model, text and id.
+#[derive(Default)]
+struct AddedAround {
+    bos: Option<(String, u32)>,
+    eos: Option<(String, u32)>,
+}
+
+struct Loaded {
+    template: Template,
+    wants: Wants,
+}
+
+// === impl ModelFiles ===
+
+impl ModelFiles {
+    /// Loads a folder with `tokenizer.json` and, for chat, a template. Blocks for up to some seconds.
+    pub fn load(folder: &Path) -> Result<Self, LoadError> {
+        let folder = files::Folder::read(folder)?;
+        let named_tokens: BTreeMap<String, String> =
+            vocabulary::named_tokens(&folder.tokenizer_config)
+                .map(|(name, content)| (name.to_owned(), content.to_owned()))
+                .collect();
+        let vocabulary = Vocabulary::load(folder.tokenizer, &folder.tokenizer_config)
+            .map_err(LoadError::Tokenizer)?;
+        let added = AddedAround::of(&vocabulary, &folder.tokenizer_config, &named_tokens);
+        let mut eos_ids = ids_of(folder.generation_config.get("eos_token_id"));
+        if eos_ids.is_empty() {
+            let named =
+                named_tokens.get("eos_token").and_then(|content| vocabulary.added_id(content));
+            eos_ids.extend(named);
+        }
+        let window = |config: &Map<String, Value>| config.get("max_position_embeddings")?.as_u64();
+        // Models of several parts keep the language model's figures one level down.
+        let inner = folder.config.get("text_config").and_then(Value::as_object);
+        let context_window = window(&folder.config).or_else(|| window(inner?)).map(Tokens);
+        let clock = Clock::default();
+        Ok(Self {
+            chat: Chat::load(&folder.templates, &clock, &named_tokens),
+            vocabulary,
+            clock,
+            named_tokens,
+            added,
+            eos_ids,
+            context_window,
+            fingerprint: folder.fingerprint,
+        })
+    }
+
+    /// Stops the clock that templates read the date from, so that counts can be repeated.
+    #[must_use]
+    pub fn with_clock_at(self, now: jiff::Zoned) -> Self {
+        self.clock.stop(now);
+        self
+    }
+
+    /// The prompt of a whole chat request body.
+    pub fn chat_text(
+        &self,
+        profile: &Profile,
+        body: &Map<String, Value>,
+    ) -> Result<String, CountError> {
+        let (mut text, apart) = self.render(profile, body)?;
+        text.push_str(apart.as_deref().unwrap_or_default());
+        Ok(text)
+    }
+
+    /// The ids of a whole chat request body's prompt.
+    pub fn chat_ids(
+        &self,
+        profile: &Profile,
+        body: &Map<String, Value>,
+    ) -> Result<Vec<u32>, CountError> {
+        let (text, apart) = self.render(profile, body)?;
+        let mut ids = self.with_prompt_ids(profile, &text, <[u32]>::to_vec)?;
+        if let Some(apart) = apart {
+            ids.extend(self.text_ids(&apart, false)?);
+        }
+        Ok(ids)
+    }
+
+    /// The number of ids of a whole chat request body's prompt.
+    pub fn count_chat(
+        &self,
+        profile: &Profile,
+        body: &Map<String, Value>,
+    ) -> Result<Tokens, CountError> {
+        let (text, apart) = self.render(profile, body)?;
+        let prompt = self.with_prompt_ids(profile, &text, |ids| Tokens(ids.len() as u64))?;
+        match apart {
+            Some(apart) => Ok(prompt.plus(self.count_text(&apart, false)?)),
+            None => Ok(prompt),
+        }
+    }
+
+    /// The ids of plain text. `add_special` as completions and embeddings do: with what the tokenizer
+    /// puts around every text.
+    pub fn text_ids(&self, text: &str, add_special: bool) -> Result<Vec<u32>, CountError> {
+        self.vocabulary.with_ids(text, add_special, <[u32]>::to_vec)
+    }
+
+    /// The number of ids of plain text. Allocates nothing for the ids.
+    pub fn count_text(&self, text: &str, add_special: bool) -> Result<Tokens, CountError> {
+        self.vocabulary.with_ids(text, add_special, |ids| Tokens(ids.len() as u64))
+    }
+
+    /// The bytes a token stands for; `None` for special tokens and unknown ids. A character may be spread
+    /// over several tokens.
+    pub fn bytes_of(&self, id: u32) -> Option<Vec<u8>> {
+        self.vocabulary.bytes_of(id)
+    }
+
+    /// The tokens that end an answer.
+    pub fn eos_ids(&self) -> &[u32] {
+        &self.eos_ids
+    }
+
+    /// The longest sequence the model was made for, as its configuration says.
+    pub fn context_window(&self) -> Option<Tokens> {
+        self.context_window
+    }
+
+    /// 16 hex digits that change with the tokenizer or a template.
+    pub fn fingerprint(&self) -> &str {
+        &self.fingerprint
+    }
+
+    /// Whether chat requests can be rendered.
+    pub fn has_template(&self) -> bool {
+        matches!(self.chat, Chat::Some { .. })
+    }
+
+    /// The prompt's text, and text that is encoded by itself behind it.
+    fn render(
+        &self,
+        profile: &Profile,
+        body: &Map<String, Value>,
+    ) -> Result<(String, Option<String>), CountError> {
+        let has_tools = body.get("tools").is_some_and(Value::is_array);
+        let loaded = self.chat.pick(has_tools)?;
+        let prepared = messages::prepare(profile, loaded.wants, body)?;
+        let ending = prepared.ending.clone();
+        let mut text = loaded.template.render(variables(&self.named_tokens, prepared))?;
+        match ending {
+            Ending::Nothing => Ok((text, None)),
+            Ending::Cut => {
+                let length = messages::cut(&text)?.len();
+                text.truncate(length);
+                Ok((text, None))
+            }
+            Ending::Text(tail) => Ok((text + &tail, None)),
+            Ending::Apart(tail) => Ok((text, Some(tail))),
+        }
+    }
+
+    fn with_prompt_ids<T>(
+        &self,
+        profile: &Profile,
+        text: &str,
+        read: impl FnOnce(&[u32]) -> T,
+    ) -> Result<T, CountError> {
+        if !profile.rules.one_bos {
+            return self.vocabulary.with_ids(text, false, read);
+        }
+        // The template's own is cut first, lest it come twice.
+        let (bos, eos) = (self.added.bos.as_ref(), self.added.eos.as_ref());
+        let text = bos.and_then(|(bos, _)| text.strip_prefix(bos.as_str())).unwrap_or(text);
+        let text = eos.and_then(|(eos, _)| text.strip_suffix(eos.as_str())).unwrap_or(text);
+        self.vocabulary.with_ids(text, false, |ids| {
+            let mut all = Vec::with_capacity(ids.len() + 2);
+            all.extend(bos.map(|(_, id)| *id));
+            all.extend_from_slice(ids);
+            all.extend(eos.map(|(_, id)| *id));
+            read(&all)
+        })
+    }
+}
+
+impl std::fmt::Debug for ModelFiles {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ModelFiles").field("fingerprint", &self.fingerprint).finish_non_exhaustive()
+    }
+}
+
+/// One id or a list of them.
+fn ids_of(value: Option<&Value>) -> Vec<u32> {
+    let id = |value: &Value| value.as_u64()?.try_into().ok();
+    match value {
+        Some(Value::Array(list)) => list.iter().filter_map(id).collect(),
+        Some(one) => id(one).into_iter().collect(),
+        None => Vec::new(),
+    }
+}
+
+// === impl AddedAround ===
+
+impl AddedAround {
+    /// `add_bos_token` and `add_eos_token` as the configuration gives them (a GGUF file is made from
+    /// these), else what the tokenizer puts around plain text.
+    fn of(
+        vocabulary: &Vocabulary,
+        config: &Map<String, Value>,
+        named_tokens: &BTreeMap<String, String>,
+    ) -> Self {
+        let around = vocabulary.with_ids("", true, <[u32]>::to_vec).unwrap_or_default();
+        let added = |switch: &str, name: &str| {
+            let content = named_tokens.get(name)?;
+            let id = vocabulary.added_id(content)?;
+            let switched = config.get(switch).and_then(Value::as_bool);
+            switched.unwrap_or_else(|| around.contains(&id)).then(|| (content.clone(), id))
+        };
+        Self { bos: added("add_bos_token", "bos_token"), eos: added("add_eos_token", "eos_token") }
+    }
+}
+
+// === impl Chat ===
+
+impl Chat {
+    fn load(
+        templates: &BTreeMap<String, String>,
+        clock: &Clock,
+        named_tokens: &BTreeMap<String, String>,
+    ) -> Self {
+        let load = |name: &str| {
+            templates.get(name).map(|source| {
+                let template = Template::compile(source, clock)?;
+                let wants = Wants {
+                    hints: content::ContentHints::of(template.source()),
+                    only_lists: prints_only_lists(&template, named_tokens),
+                };
+                Ok::<_, String>(Box::new(Loaded { template, wants }))
+            })
+        };
+        match (load("default"), load("tool_use").transpose()) {
+            (Some(Ok(default)), Ok(tools)) => Self::Some { default, tools },
+            (Some(Err(told)), _) | (_, Err(told)) => {
+                Self::None(format!("the chat template does not compile: {told}"))
+            }
+            (None, Ok(_)) => Self::None("the model has no chat template".into()),
+        }
+    }
+
+    fn pick(&self, has_tools: bool) -> Result<&Loaded, CountError> {
+        match self {
+            Self::None(told) => Err(CountError::NotAvailable(told.clone())),
+            Self::Some { tools: Some(tools), .. } if has_tools => Ok(tools),
+            Self::Some { default, .. } => Ok(default),
+        }
+    }
+}
+
+/// Renders a trial conversation with a string, then with a list, and looks which of them was printed.
+fn prints_only_lists(template: &Template, named_tokens: &BTreeMap<String, String>) -> bool {
+    const NEEDLE: &str = "needle-in-content";
+    let prints = |content: Value| {
+        let prepared = Prepared {
+            messages: vec![json!({"role": "user", "content": content}).clone()],
+            tools: None,
+            documents: None,
+            variables: Map::new(),
+            add_generation_prompt: true,
+            ending: Ending::Nothing,
+        };
+        let text = template.render(variables(named_tokens, prepared)).unwrap_or_default();
+        text.contains(NEEDLE) && !text.contains("'text'")
+    };
+    !prints(json!(NEEDLE)) && prints(json!([{"type": "text", "text": NEEDLE}]))
+}
+
+/// A template's variables: later ones go before earlier ones of the same name.
+fn variables(named_tokens: &BTreeMap<String, String>, prepared: Prepared) -> Rendered {
+    let mut all: Vec<(String, Rendered)> = Vec::with_capacity(named_tokens.len() + 8);
+    all.extend(
+        named_tokens.iter().map(|(name, text)| (name.clone(), Rendered::from(text.as_str()))),
+    );
+    all.extend(
+        prepared.variables.iter().map(|(name, value)| (name.clone(), python::from_json(value))),
+    );
+    let list =
+        |items: &[Value]| Rendered::from(items.iter().map(python::from_json).collect::<Vec<_>>());
+    all.push(("messages".into(), list(&prepared.messages)));
+    // Absent tools and documents are none, not undefined: templates ask `tools is not none`.
+    all.push(("tools".into(), prepared.tools.as_deref().map_or(Rendered::from(()), list)));
+    all.push((
+        "documents".into(),
+        prepared.documents.as_ref().map_or(Rendered::from(()), python::from_json),
+    ));
+    all.push(("add_generation_prompt".into(), Rendered::from(prepared.add_generation_prompt)));
+    Rendered::from_pairs(all)
+}
