@@ -3,6 +3,8 @@
 //! An adapter carries requests and reports what a server is like. It never decides who may use it.
 
 pub mod body;
+#[cfg(feature = "candle")]
+pub mod embedded;
 pub mod http;
 mod wire;
 
