@@ -302,7 +302,8 @@ async fn a_call_beyond_the_places_is_refused_and_later_ones_are_not() {
 #[tokio::test]
 async fn who_leaves_stops_the_model() {
     let server = server(1);
-    let body = chat(json!({"stream": true, "max_tokens": 400}));
+    // Always the same letter, so that each token is one piece.
+    let body = chat(json!({"stream": true, "max_tokens": 400, "logit_bias": {"120": 100}}));
     let mut answer = send(&server, Route::Chat, &body).await.unwrap();
     for _ in 0..3 {
         answer.body.next().await.unwrap().unwrap();
@@ -360,4 +361,23 @@ async fn a_model_of_nonsense_fails_its_calls_and_no_more() {
     }
     let chunks = chunks(&server, Route::Chat, chat(json!({"stream": true}))).await;
     assert_eq!(chunks.last().unwrap()["error"]["type"], "server_error");
+}
+
+/// Sequences that run side by side must not touch one another.
+#[tokio::test]
+async fn neighbours_say_what_they_say_alone() {
+    let server = server(2);
+    let body = |text: &str| {
+        chat(
+            json!({"messages": [{"role": "user", "content": text}], "max_tokens": 60, "temperature": 0.9, "seed": 1}),
+        )
+    };
+    let (_, one) = whole(&server, Route::Chat, body("first")).await;
+    let (_, two) = whole(&server, Route::Chat, body("second")).await;
+    let (beside_one, beside_two) = tokio::join!(
+        whole(&server, Route::Chat, body("first")),
+        whole(&server, Route::Chat, body("second"))
+    );
+    assert_eq!((said(&one), said(&two)), (said(&beside_one.1), said(&beside_two.1)));
+    assert_ne!(said(&one), said(&two));
 }
