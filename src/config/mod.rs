@@ -282,3 +282,10 @@ impl fmt::Debug for Server {
             .finish()
     }
 }
+
+/// The name under which an embedded server offers its model: the one configured, else its folder's.
+pub fn embedded_model(server: &Server) -> Option<ModelName> {
+    let Place::Folder(folder) = &server.place else { return None };
+    let of_folder = || folder.file_name()?.to_str().map(ModelName::from);
+    server.models.first().cloned().or_else(of_folder)
+}

@@ -214,6 +214,9 @@ pub async fn count(
     if let Some(counter) = counter {
         match count_here(counter, request.route, body).await {
             Ok(tokens) => return Ok(Counted { tokens, source: Source::Exact }),
+            Err(error @ (CountError::NoMessages | CountError::TooCostly(_))) => {
+                return Err(Refusal::new(Reason::TemplateRefused, error.to_string()));
+            }
             Err(CountError::Template(text)) => {
                 let text = format!("The model's chat template refuses this conversation: {text}");
                 return Err(Refusal::new(Reason::TemplateRefused, text).param("messages"));

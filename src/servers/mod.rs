@@ -4,6 +4,8 @@
 
 pub mod body;
 pub mod discover;
+#[cfg(feature = "candle")]
+pub mod embedded;
 pub mod exposition;
 pub mod http;
 pub mod llamacpp;
