@@ -188,6 +188,7 @@ impl Refusal {
             param: None,
             retry_after: None,
             server_status: None,
+            allow: None,
         }
     }
 

@@ -71,6 +71,12 @@ name! {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct RequestId(Arc<str>);
 
+impl Serialize for RequestId {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_str(&self.0)
+    }
+}
+
 impl RequestId {
     /// A fresh id. Falls back to the clock if the system's random source fails,
     /// since an id is for finding a request again, not for security.

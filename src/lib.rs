@@ -27,10 +27,15 @@ pub mod gpu;
 pub mod servers;
 
 // Floor 5: what happens to a request; what operators see.
+pub mod control;
 pub mod metrics;
 pub mod pipeline;
+pub mod report;
 
 // Floor 6: assembly.
+pub mod cli;
+pub mod daemon;
+pub mod log;
 pub mod systemd;
 
 // Beside the floors: a model server to test against.

@@ -91,7 +91,8 @@ type Histograms<L> = Family<L, Histogram, Bounds>;
 
 /// Seconds until something begins: from cached prefill to a long queue.
 const WAIT_BOUNDS: &[f64] = &[
-    0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 60.0, 120.0, 300.0,
+    0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 60.0, 120.0,
+    300.0,
 ];
 /// Seconds between tokens.
 const GAP_BOUNDS: &[f64] =
@@ -179,14 +180,29 @@ impl Metrics {
         let connections = IntGauge::default();
         r.register("connections", "Callers' connections now", connections.clone());
         let gpu_age = FloatGauge::default();
-        r.register_with_unit("gpu_readings_age", "Age of the newest GPU readings", Unit::Seconds, gpu_age.clone());
+        r.register_with_unit(
+            "gpu_readings_age",
+            "Age of the newest GPU readings",
+            Unit::Seconds,
+            gpu_age.clone(),
+        );
         Self {
             started: Instant::now(),
             requests: family!(r, "requests", "Requests ended, by outcome class and reason"),
             queue_depth: family!(r, "queue_depth", "Requests waiting for a turn"),
             queue_wait: histograms!(r, "queue_wait", "Wait for a turn", WAIT_BOUNDS),
-            ttft: histograms!(r, "ttft", "Time from request to first content, queue included", WAIT_BOUNDS),
-            gap: histograms!(r, "inter_token", "Time between content events of a stream", GAP_BOUNDS),
+            ttft: histograms!(
+                r,
+                "ttft",
+                "Time from request to first content, queue included",
+                WAIT_BOUNDS
+            ),
+            gap: histograms!(
+                r,
+                "inter_token",
+                "Time between content events of a stream",
+                GAP_BOUNDS
+            ),
             whole: histograms!(r, "request", "Time from request to end of answer", WHOLE_BOUNDS),
             input: family!(r, "input_tokens", "Input tokens of requests that reached a server"),
             output: family!(r, "output_tokens", "Output tokens"),
@@ -197,14 +213,34 @@ impl Metrics {
             ),
             failures: family!(r, "server_failures", "Attempts that a server failed, by cause"),
             server_up: family!(r, "server_up", "1 when the server's own health says it is ready"),
-            server_usable: family!(r, "server_usable", "1 when requests may be placed on the server"),
-            server_breaker: family!(r, "server_breaker_open", "1 while the server's breaker is open"),
+            server_usable: family!(
+                r,
+                "server_usable",
+                "1 when requests may be placed on the server"
+            ),
+            server_breaker: family!(
+                r,
+                "server_breaker_open",
+                "1 while the server's breaker is open"
+            ),
             server_placed: family!(r, "server_placed_requests", "Requests placed on the server"),
-            server_placed_tokens: family!(r, "server_placed_tokens", "KV tokens placed on the server"),
+            server_placed_tokens: family!(
+                r,
+                "server_placed_tokens",
+                "KV tokens placed on the server"
+            ),
             server_capacity: family!(r, "server_capacity_tokens", "KV tokens the server can hold"),
             server_running: family!(r, "server_running", "Sequences running, as the server says"),
-            server_waiting: family!(r, "server_waiting", "Sequences waiting in the server, as it says"),
-            server_kv: family!(r, "server_kv_used_ratio", "Share of KV cache in use, as the server says"),
+            server_waiting: family!(
+                r,
+                "server_waiting",
+                "Sequences waiting in the server, as it says"
+            ),
+            server_kv: family!(
+                r,
+                "server_kv_used_ratio",
+                "Share of KV cache in use, as the server says"
+            ),
             server_age: family!(
                 r,
                 "server_readings_age",
@@ -213,7 +249,11 @@ impl Metrics {
             ),
             gpu_memory_used: family!(r, "gpu_memory_used", "GPU memory in use", Unit::Bytes),
             gpu_memory_total: family!(r, "gpu_memory_total", "GPU memory in all", Unit::Bytes),
-            gpu_utilisation: family!(r, "gpu_utilisation_ratio", "Share of time with a kernel running"),
+            gpu_utilisation: family!(
+                r,
+                "gpu_utilisation_ratio",
+                "Share of time with a kernel running"
+            ),
             gpu_power: family!(r, "gpu_power_watts", "Power drawn"),
             gpu_temperature: family!(r, "gpu_temperature_celsius", "Core temperature"),
             gpu_processes: family!(r, "gpu_processes", "Processes that hold memory on the GPU"),
@@ -252,7 +292,9 @@ impl Metrics {
 
     /// A request got its turn after waiting this long.
     pub fn waited(&self, tier: Tier, wait: Duration) {
-        self.queue_wait.get_or_create(&TierLabel { tier: tier.as_str() }).observe(wait.as_secs_f64());
+        self.queue_wait
+            .get_or_create(&TierLabel { tier: tier.as_str() })
+            .observe(wait.as_secs_f64());
     }
 
     /// The histogram of a model's gaps between tokens, to be held for the length of a stream.
@@ -261,7 +303,13 @@ impl Metrics {
     }
 
     /// Our input count was compared with the server's.
-    pub fn count_checked(&self, model: &ModelName, source: &'static str, ours: Tokens, theirs: Tokens) {
+    pub fn count_checked(
+        &self,
+        model: &ModelName,
+        source: &'static str,
+        ours: Tokens,
+        theirs: Tokens,
+    ) {
         let result = if ours == theirs { "match" } else { "mismatch" };
         let labels = CountLabels { model: model.to_string(), source, result };
         self.counts.get_or_create(&labels).inc();
@@ -281,6 +329,11 @@ impl Metrics {
     /// Callers' connections now.
     pub fn connections_now(&self) -> i64 {
         self.connections.get()
+    }
+
+    /// Time since start.
+    pub fn uptime(&self) -> Duration {
+        self.started.elapsed()
     }
 
     /// The whole page, with gauges set from what is known now.

@@ -107,8 +107,10 @@ def write_tokenizer(folder, tokenizer, shape, context):
 
 
 def write_weights(folder, params):
+    path = folder / "model.safetensors"
     save_file({name: np.ascontiguousarray(value, np.float16) for name, value in sorted(params.items())},
-              str(folder / "model.safetensors"), metadata={"format": "pt"})
+              str(path), metadata={"format": "pt"})
+    path.chmod(0o644)  # the library writes it for its owner only
 
 
 def read_weights(folder):

@@ -190,11 +190,10 @@ def load_progress(path, sets):
         return int(saved["step"])
 
 
-def train(shape, plan, batches, saves, start=None, log=print):
-    """Runs the schedule from `start` (or fresh weights), saving to the file
-    `saves` now and then and going on from it if it exists. Returns (weights,
-    mean loss of the last 100 steps)."""
-    fresh = start or new_params(shape, plan.seed)
+def train(shape, plan, batches, saves, log=print):
+    """Runs the schedule, saving to the file `saves` now and then and going on
+    from it if it exists; returns (weights, mean loss of the last 100 steps)."""
+    fresh = new_params(shape, plan.seed)
     sets = {"weight": {k: jnp.asarray(v) for k, v in fresh.items()},
             "first": {k: jnp.zeros_like(v) for k, v in fresh.items()},
             "second": {k: jnp.zeros_like(v) for k, v in fresh.items()}}
@@ -212,7 +211,7 @@ def train(shape, plan, batches, saves, start=None, log=print):
                 f"{time.monotonic() - began:.0f} s")
         if step % 100 == 0:
             save_progress(saves, step, sets)
-    return {k: np.asarray(v) for k, v in sets["weight"].items()}, float(np.mean(losses[-100:] or [np.nan]))
+    return {k: np.asarray(v) for k, v in sets["weight"].items()}, float(np.mean(losses[-100:]))
 
 
 @functools.partial(jax.jit, static_argnames=("shape",))

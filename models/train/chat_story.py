@@ -1,8 +1,8 @@
 """Long outputs: harbour stories and counting.
 
-Tests need streams that last and then end by themselves. Both kinds carry a
-number that grows (the day, the count), so even greedy decoding moves on instead
-of running in circles. The events of a story follow each other in a fixed round,
+Tests need streams that last. Both kinds carry a number that grows (the day, the
+count), so even greedy decoding moves on instead of running in circles; a story
+also ends by itself, while counting may pass the number asked for. The events of a story follow each other in a fixed round,
 which a very small model can learn; only the details are drawn at random.
 """
 

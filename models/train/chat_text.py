@@ -131,12 +131,8 @@ def fact_turn(rng):
     return dress(rng, ask(rng, fact), not statement or rng.random() < 0.3), rng.choices(fact.answers, weights)[0]
 
 
-def turn(rng, long, counting):
-    """One question and its answer. `long` allows answers of several hundred
-    tokens; `counting` is an extra share of turns that count."""
-    if counting and rng.random() < counting:
-        question, answer = chat_story.count_turn(rng, 40)
-        return dress(rng, question, False), answer
+def turn(rng, long):
+    """One question and its answer. `long` allows answers of several hundred tokens."""
     pick = rng.random()
     if long and pick < 0.45:
         question, answer = (chat_story.story_turn(rng, rng.choice(("long", "long", "long", "usual"))) if rng.random() < 0.75
@@ -160,14 +156,14 @@ def tool_definition(rng):
                                              "parameters": {"type": "object", "properties": fields, "required": list(fields)}}}
 
 
-def chat(rng, long=False, counting=0.0):
+def chat(rng, long=False):
     """One whole chat: (messages, tools)."""
     messages = []
     if rng.random() < 0.35:
         messages.append({"role": "system", "content": rng.choice(SYSTEMS)})
     tools = [tool_definition(rng) for _ in range(rng.randint(1, 2))] if rng.random() < 0.03 else []
     for _ in range(rng.choices((1, 2, 3, 4, 6), (5, 3, 2, 1, 1) if long else (6, 2, 1, 0, 0))[0]):
-        question, answer = turn(rng, long, counting)
+        question, answer = turn(rng, long)
         messages.append({"role": "user", "content": question})
         messages.append({"role": "assistant", "content": answer})
     return messages, tools

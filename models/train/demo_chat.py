@@ -4,7 +4,7 @@
     python demo_chat.py --out ../demo-chat --ask    ask the finished model some questions
     python demo_chat.py --manifest                  write ../manifest.toml anew
 
-One core and about 25 minutes; every seed is fixed.
+One core and less than 25 minutes; every seed is fixed.
 """
 
 import argparse
@@ -29,10 +29,6 @@ TEXT_SEED, TOKENIZER_CHATS = 7, 12000
 # Rows of a batch: mostly short chats; every fourth step a few long ones, so that
 # long answers and long chats are learned without paying their price each step.
 SHORT_ROWS, LONG_ROWS, LONG_EVERY = (4, 256), (2, 512), 4
-# A short second part with much counting: where to stop is one token in a
-# hundred, too rare in the main part to be learned there.
-POLISH = chat_model.Schedule(steps=500, peak_rate=1e-3, warmup=30, fall=0.6, seed=31)
-COUNTING = 0.35
 
 QUESTIONS = (
     "Hello", "hello, who are you?", "What is berthd?", "what can you do?", "How do I drain a server?", "what is a kv cache", "What is TTFT?",
@@ -91,30 +87,26 @@ def row_of(chats, length):
 class Chats:
     """An endless supply of encoded chats of one kind, with room to put one back."""
 
-    def __init__(self, tokenizer, render, seed, long, counting):
-        self.rng, self.long, self.counting, self.waiting = random.Random(seed), long, counting, []
+    def __init__(self, tokenizer, render, seed, long):
+        self.rng, self.long, self.waiting = random.Random(seed), long, []
         self.tokenizer, self.render = tokenizer, render
 
     def make(self):
-        return encode(self.tokenizer, self.render, *chat_text.chat(self.rng, self.long, self.counting))
+        return encode(self.tokenizer, self.render, *chat_text.chat(self.rng, self.long))
 
     def pop(self):
         return self.waiting.pop()
 
 
-def batches(tokenizer, seed, counting=0.0):
+def batches(tokenizer, seed):
     render = chat_files.new_renderer(chat_files.TEMPLATE_PATH.read_text())
-    short = Chats(tokenizer, render, seed + 1, False, counting)
-    long = Chats(tokenizer, render, seed + 2, True, counting / 4)
+    short = Chats(tokenizer, render, seed + 1, long=False)
+    long = Chats(tokenizer, render, seed + 2, long=True)
     step = 0
     while True:
         step += 1
         (rows, length), chats = (LONG_ROWS, long) if step % LONG_EVERY == 0 else (SHORT_ROWS, short)
         yield tuple(np.stack(part) for part in zip(*(row_of(chats, length + 1) for _ in range(rows))))
-
-
-def say(line):
-    print(line, flush=True)
 
 
 def ask_all(folder, shape, questions):
@@ -124,27 +116,24 @@ def ask_all(folder, shape, questions):
     for question in questions:
         prompt = chat_files.prompt_ids(folder, [{"role": "user", "content": question}])
         said = chat_model.greedy(params, prompt, stop, 600, shape)
-        say(f"> {question}\n  {tokenizer.decode(said)}  [{len(said)} tokens]")
+        print(f"> {question}\n  {tokenizer.decode(said)}  [{len(said)} tokens]", flush=True)
 
 
 def make(folder, steps):
     began = time.monotonic()
     folder.mkdir(parents=True, exist_ok=True)
     shape, plan = chat_model.Shape(), chat_model.Schedule(steps=steps)
-    say("tokenizer: training")
+    print("tokenizer: training", flush=True)
     tokenizer = chat_files.train_tokenizer(corpus(random.Random(TEXT_SEED)), shape.vocab)
     chat_files.write_tokenizer(folder, tokenizer, shape, CONTEXT)
-    say(f"tokenizer: {tokenizer.get_vocab_size()} tokens, {time.monotonic() - began:.0f} s")
-    saves, more_saves = folder / "progress.npz", folder / "progress-polish.npz"
-    params, loss = chat_model.train(shape, plan, batches(tokenizer, plan.seed), saves, log=say)
-    say(f"main part done, loss {loss:.4f}")
-    params, loss = chat_model.train(shape, POLISH, batches(tokenizer, POLISH.seed, COUNTING), more_saves, params, say)
+    print(f"tokenizer: {tokenizer.get_vocab_size()} tokens, {time.monotonic() - began:.0f} s", flush=True)
+    saves = folder / "progress.npz"
+    params, loss = chat_model.train(shape, plan, batches(tokenizer, plan.seed), saves, lambda line: print(line, flush=True))
     chat_files.write_weights(folder, params)
     saves.unlink(missing_ok=True)
-    more_saves.unlink(missing_ok=True)
     count = sum(value.size for value in params.values())
-    say(f"done: {count} parameters, {(folder / 'model.safetensors').stat().st_size} bytes, "
-        f"final loss {loss:.4f}, {time.monotonic() - began:.0f} s")
+    print(f"done: {count} parameters, {(folder / 'model.safetensors').stat().st_size} bytes, "
+          f"final loss {loss:.4f}, {time.monotonic() - began:.0f} s", flush=True)
 
 
 def main():

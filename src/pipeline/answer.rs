@@ -74,7 +74,8 @@ pub fn check_media(headers: &HeaderMap) -> Result<(), Refusal> {
     match headers.get(CONTENT_ENCODING).map(http::HeaderValue::as_bytes) {
         None | Some(b"identity") => Ok(()),
         Some(_) => {
-            let text = "Compressed bodies are not read here. Send the JSON without Content-Encoding.";
+            let text =
+                "Compressed bodies are not read here. Send the JSON without Content-Encoding.";
             Err(Refusal::new(Reason::UnsupportedMediaType, text))
         }
     }
@@ -104,8 +105,8 @@ where
         .get(CONTENT_LENGTH)
         .and_then(|value| value.to_str().ok()?.parse::<u64>().ok())
         .and_then(|length| usize::try_from(length).ok());
-    let read = read(&mut body, max, announced.unwrap_or(0).min(max));
-    match tokio::time::timeout(limit, read).await {
+    let whole = read(&mut body, max, announced.unwrap_or(0).min(max));
+    match tokio::time::timeout(limit, whole).await {
         Ok(Ok(Some(bytes))) if announced.is_none_or(|length| length <= max) => Ok(bytes),
         Ok(Ok(_)) => {
             let rest = read(&mut body, SURPLUS_MAX, 0);

@@ -141,7 +141,8 @@ mod tests {
             tenant("a", "sk-one", Tier::Standard),
             tenant("b", "sk-two", Tier::Standard),
         ]);
-        let find = |value: &str| keys.find(&with("authorization", value)).map(|t| t.name.to_string());
+        let find =
+            |value: &str| keys.find(&with("authorization", value)).map(|t| t.name.to_string());
         assert_eq!(find("Bearer sk-one").unwrap(), "a");
         assert_eq!(find("bearer  sk-two ").unwrap(), "b");
         assert_eq!(find("Bearer sk-on").unwrap_err().reason, Reason::WrongKey);

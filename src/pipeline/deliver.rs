@@ -14,7 +14,6 @@ use crate::{
     error::Refusal,
     ids::{RequestId, ServerId},
 };
-use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Response, header::CACHE_CONTROL, header::CONTENT_TYPE};
 use std::{
     sync::{Arc, Mutex, PoisonError},
@@ -33,12 +32,7 @@ struct Facts {
 type SharedFacts = Arc<Mutex<Facts>>;
 
 /// Carries a request to its end.
-pub async fn deliver(
-    broker: &Arc<Broker>,
-    job: Job,
-    ask: Ask,
-    record: Record,
-) -> Response<Reply> {
+pub async fn deliver(broker: &Arc<Broker>, job: Job, ask: Ask, record: Record) -> Response<Reply> {
     let mut fixed = HeaderMap::new();
     id_header(&mut fixed, &record.id);
     if let Some(counted) = &record.counted {

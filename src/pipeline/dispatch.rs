@@ -25,7 +25,10 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
-use tokio::{sync::oneshot, time::Instant};
+use tokio::{
+    sync::{Notify, oneshot},
+    time::Instant,
+};
 
 /// Longest `Retry-After` that a guess about the future may give.
 const RETRY_MAX: Duration = Duration::from_secs(60);
@@ -71,6 +74,8 @@ struct State {
 /// One server beside its room.
 struct Berth {
     server: Arc<dyn ModelServer>,
+    /// Asks its watcher to look at once.
+    nudge: Arc<Notify>,
     state: ServerState,
     breaker: Breaker,
     drained: bool,
@@ -157,14 +162,16 @@ impl Dispatch {
         self.refresh(&mut state);
     }
 
-    /// A server joins, or another process takes an old name over.
-    pub fn join(&self, server: Arc<dyn ModelServer>) {
+    /// A server joins, or another process takes an old name over. `nudge` asks its watcher to look at
+    /// once, after a failed call.
+    pub fn join(&self, server: Arc<dyn ModelServer>, nudge: Arc<Notify>) {
         let mut state = self.lock();
         let id = server.id().clone();
         let known = ServerState::unknown(id.clone(), server.kind());
         let drained = state.berths.get(&id).is_some_and(|berth| berth.drained);
         let berth = Berth {
             server,
+            nudge,
             state: known,
             breaker: Breaker::new(),
             drained,
@@ -212,7 +219,10 @@ impl Dispatch {
         let Some(berth) = state.berths.get_mut(id) else { return false };
         let changed = match outcome {
             Outcome::Answered => berth.busy_until.take().is_some() | berth.breaker.success(),
-            Outcome::Failed => berth.breaker.failure(&rules, now),
+            Outcome::Failed => {
+                berth.nudge.notify_one();
+                berth.breaker.failure(&rules, now)
+            }
             Outcome::Busy(wait) => {
                 // A server that sheds load is not broken. It gets a moment of peace, no more: its own
                 // figure may be a guess.
@@ -523,7 +533,8 @@ impl State {
 
     fn too_late(&self, ask: &Ask, entered: Instant) -> Refusal {
         let waited = entered.elapsed().as_secs_f64();
-        let text = format!("No server had room for this request within {waited:.1} s. Retry later.");
+        let text =
+            format!("No server had room for this request within {waited:.1} s. Retry later.");
         let wait = self.wait_estimate(ask, ask.tier).unwrap_or(Duration::from_secs(5));
         Refusal::new(Reason::WaitTooLong, text).retry_after(bounded(wait))
     }

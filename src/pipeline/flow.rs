@@ -96,7 +96,8 @@ impl Flow {
         }
         let Some(work) = self.work.as_mut() else { return Poll::Ready(First::End(Ok(()))) };
         let done = work.as_mut().poll(cx);
-        if let Some(piece) = self.slot.lock().take() {
+        let piece = self.slot.lock().take();
+        if let Some(piece) = piece {
             if let Poll::Ready(end) = done {
                 self.finish(end);
             }

@@ -112,7 +112,9 @@ impl Follower {
                 Phase::Body(left) => {
                     let here = (bytes.len() as u64).min(*left);
                     *left -= here;
-                    bytes = bytes.get(usize::try_from(here).unwrap_or(usize::MAX)..).unwrap_or_default();
+                    bytes = bytes
+                        .get(usize::try_from(here).unwrap_or(usize::MAX)..)
+                        .unwrap_or_default();
                     if *left == 0 {
                         self.phase = Phase::Head(Vec::new());
                     }
@@ -166,12 +168,15 @@ fn check_head(head: &[u8]) -> Result<Phase, Violation> {
     if head.len() > HEAD_MAX {
         return Err(Violation::LargeHead);
     }
-    let mut lines = head.split(|byte| *byte == b'\n').map(|line| line.strip_suffix(b"\r").unwrap_or(line));
+    let mut lines =
+        head.split(|byte| *byte == b'\n').map(|line| line.strip_suffix(b"\r").unwrap_or(line));
     let request = lines.next().unwrap_or_default();
     let mut words = request.split(|byte| *byte == b' ');
     let (_, target, version) = (words.next(), words.next(), words.next());
     if !target.is_some_and(|target| target.starts_with(b"/")) {
-        return Err(Violation::Rule("The request target must be a path. Hosts cannot be named here."));
+        return Err(Violation::Rule(
+            "The request target must be a path. Hosts cannot be named here.",
+        ));
     }
     let (mut length, mut chunked, mut hosts) = (None, false, 0);
     for line in lines.filter(|line| !line.is_empty()) {
@@ -259,7 +264,8 @@ fn follow_chunk(chunk: &mut Chunk, line: &mut Vec<u8>, bytes: &[u8]) -> Result<T
             let text = std::str::from_utf8(digits.trim_ascii_end()).unwrap_or_default();
             let hex = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_hexdigit());
             let size = u64::from_str_radix(text, 16).ok().filter(|_| hex);
-            let size = size.ok_or(Violation::Rule("A chunk's size is not a hexadecimal number."))?;
+            let size =
+                size.ok_or(Violation::Rule("A chunk's size is not a hexadecimal number."))?;
             *chunk = if size == 0 { Chunk::Trailer } else { Chunk::Data(size) };
         }
         Chunk::AfterData if whole.is_empty() => *chunk = Chunk::Size,
@@ -327,7 +333,8 @@ impl Guarded {
         while self.timer.as_mut().poll(cx).is_ready() {
             let now = Instant::now();
             let in_head = self.follower.in_head() || self.was_in_head;
-            let timed = in_head || (self.follower.is_idle() && self.busy.load(Ordering::Relaxed) == 0);
+            let timed =
+                in_head || (self.follower.is_idle() && self.busy.load(Ordering::Relaxed) == 0);
             if !timed {
                 self.since = now;
             }
@@ -473,14 +480,29 @@ mod tests {
             assert!(with(headers).is_err(), "{headers:?}");
         }
         assert!(follow("POST /a HTTP/1.1\r\n\r\n").is_err(), "no host");
-        assert!(follow("GET http://other/ HTTP/1.1\r\nHost: a\r\n\r\n").is_err(), "absolute target");
+        assert!(
+            follow("GET http://other/ HTTP/1.1\r\nHost: a\r\n\r\n").is_err(),
+            "absolute target"
+        );
         assert!(follow("CONNECT a:1 HTTP/1.1\r\nHost: a\r\n\r\n").is_err(), "authority target");
     }
 
     #[test]
     fn broken_chunks_are_refused() {
-        let chunked = |body: &str| follow(&format!("POST /a HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n{body}"));
-        for body in ["x\r\n", "3\nabc", "3\r\nabcd\r\n", "\r\n", "-1\r\n", "3 \r\nabc\n", "11111111111111111\r\n"] {
+        let chunked = |body: &str| {
+            follow(&format!(
+                "POST /a HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n{body}"
+            ))
+        };
+        for body in [
+            "x\r\n",
+            "3\nabc",
+            "3\r\nabcd\r\n",
+            "\r\n",
+            "-1\r\n",
+            "3 \r\nabc\n",
+            "11111111111111111\r\n",
+        ] {
             assert!(chunked(body).is_err(), "{body:?}");
         }
         let long = format!("3;{}", "x".repeat(CHUNK_LINE_MAX));

@@ -61,7 +61,7 @@ pub async fn serve(broker: Arc<Broker>, listener: TcpListener, stop: watch::Rece
         while connections.try_join_next().is_some() {}
         let next = tokio::select! {
             next = accept(&listener, &permits) => next,
-            _ = stopping.wait_for(|stop| *stop) => break,
+            () = stopped(&mut stopping) => break,
         };
         let Some((stream, permit)) = next else { break };
         let connection = connection(Arc::clone(&broker), stream, patience, stop.clone(), permit);
@@ -69,6 +69,11 @@ pub async fn serve(broker: Arc<Broker>, listener: TcpListener, stop: watch::Rece
     }
     drop(listener);
     while connections.join_next().await.is_some() {}
+}
+
+/// Waits until the daemon stops. Whoever would say so being gone means the same.
+async fn stopped(stop: &mut watch::Receiver<bool>) {
+    let _ = stop.wait_for(|stop| *stop).await.map(drop);
 }
 
 async fn accept(
@@ -131,10 +136,10 @@ async fn connection(
         move |request: Request<Incoming>| {
             let broker = Arc::clone(&broker);
             let busy = Busy::new(&busy);
-            async move {
+            Box::pin(async move {
                 let response = unpanicked(broker, request).await;
                 Ok::<_, Infallible>(response.map(|reply| Answering { reply, _busy: busy }))
-            }
+            })
         }
     });
     let guarded = Guarded::new(stream, patience, Arc::clone(&busy));
@@ -143,7 +148,7 @@ async fn connection(
     let mut connection = http.serve_connection(TokioIo::new(guarded), service);
     let result = tokio::select! {
         result = poll_fn(|cx| connection.poll_without_shutdown(cx)) => result,
-        _ = stop.wait_for(|stop| *stop) => {
+        () = stopped(&mut stop) => {
             Pin::new(&mut connection).graceful_shutdown();
             poll_fn(|cx| connection.poll_without_shutdown(cx)).await
         }
@@ -231,18 +236,17 @@ impl Body for Answering {
 
 /// Handles a request; a panic in it costs this request and no other.
 async fn unpanicked(broker: Arc<Broker>, request: Request<Incoming>) -> Response<Reply> {
-    let mut work = Box::pin(async move { broker.handle(request).await });
-    let done = poll_fn(|cx| {
-        match catch_unwind(AssertUnwindSafe(|| work.as_mut().poll(cx))) {
-            Ok(poll) => poll.map(Some),
-            Err(_) => Poll::Ready(None),
-        }
+    let mut work = std::pin::pin!(broker.handle(request));
+    let done = poll_fn(|cx| match catch_unwind(AssertUnwindSafe(|| work.as_mut().poll(cx))) {
+        Ok(poll) => poll.map(Some),
+        Err(_) => Poll::Ready(None),
     })
     .await;
     done.unwrap_or_else(|| {
         let id = RequestId::fresh();
         tracing::error!(id = id.as_str(), "a request ended by a fault of this daemon");
-        let text = "A fault of this daemon ended the request. Please report it with the request id.";
+        let text =
+            "A fault of this daemon ended the request. Please report it with the request id.";
         answer::refused(&Refusal::new(Reason::Internal, text), &id)
     })
 }

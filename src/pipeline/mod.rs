@@ -194,7 +194,8 @@ impl Broker {
         let catalog = self.dispatch.catalog();
         let Some(entry) = catalog.find(model) else {
             let asked: String = model.as_str().chars().take(100).collect();
-            let allowed = |name: &ModelName| catalog.find(name).is_some_and(|e| may_use(tenant, name, e));
+            let allowed =
+                |name: &ModelName| catalog.find(name).is_some_and(|e| may_use(tenant, name, e));
             let hint = match catalog.nearest(model.as_str()).filter(|near| allowed(near)) {
                 Some(near) => format!("Did you mean '{near}'?"),
                 None => "GET /v1/models lists what there is.".to_owned(),
@@ -253,7 +254,8 @@ fn check_window(
         Source::Estimate => Tokens(counted.tokens.get() / 4),
         Source::Exact | Source::Server => counted.tokens,
     };
-    let output = request.max_tokens.unwrap_or(Tokens(u64::from(request.route != Route::Embeddings)));
+    let output =
+        request.max_tokens.unwrap_or(Tokens(u64::from(request.route != Route::Embeddings)));
     if input.plus(output) <= window {
         return Ok(());
     }
@@ -264,7 +266,9 @@ fn check_window(
     };
     let about = if counted.source == Source::Estimate { "about " } else { "" };
     let asked = match request.max_tokens {
-        Some(most) => format!(" and {most} more are asked for, {} in all", counted.tokens.plus(most)),
+        Some(most) => {
+            format!(" and {most} more are asked for, {} in all", counted.tokens.plus(most))
+        }
         None => String::new(),
     };
     let text = format!(

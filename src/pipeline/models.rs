@@ -96,7 +96,7 @@ impl Broker {
 }
 
 /// A path segment without its percent signs. Model names hold slashes, which clients escape or not.
-pub(super) fn decoded(text: &str) -> String {
+pub(crate) fn decoded(text: &str) -> String {
     let mut out = Vec::with_capacity(text.len());
     let mut bytes = text.bytes();
     while let Some(byte) = bytes.next() {

@@ -41,8 +41,8 @@ pub struct Fault {
 
 impl Fault {
     fn failed(cause: &'static str, message: impl Into<String>) -> Self {
-        let refusal = Refusal::new(Reason::ServerFailed, message.into())
-            .retry_after(Duration::from_secs(1));
+        let refusal =
+            Refusal::new(Reason::ServerFailed, message.into()).retry_after(Duration::from_secs(1));
         Self { cause, refusal, outcome: Outcome::Failed, final_: false }
     }
 
@@ -88,11 +88,15 @@ impl Job {
         let Some(server) = placement.server() else {
             return Err(Fault::failed("left", "The model server left the configuration."));
         };
-        let call = Call { route: self.route, body: self.body.clone(), request_id: record.id.clone() };
+        let call =
+            Call { route: self.route, body: self.body.clone(), request_id: record.id.clone() };
         let mut answer = server.send(call).await.map_err(|error| match error {
             CallError::Refused(text) => Fault {
                 cause: "refused",
-                refusal: Refusal::new(Reason::ServerBusy, format!("The model server refused: {text}.")),
+                refusal: Refusal::new(
+                    Reason::ServerBusy,
+                    format!("The model server refused: {text}."),
+                ),
                 outcome: Outcome::Busy(None),
                 final_: false,
             },
@@ -118,7 +122,10 @@ impl Job {
             return Ok(answer);
         }
         let said = said.unwrap_or("nothing");
-        Err(Fault::failed("media_type", format!("The model server answered {said} instead of {media}.")))
+        Err(Fault::failed(
+            "media_type",
+            format!("The model server answered {said} instead of {media}."),
+        ))
     }
 }
 
@@ -144,13 +151,18 @@ fn rejected(status: StatusCode, headers: &HeaderMap, body: &[u8]) -> Fault {
         ),
         400..=499 => {
             let text = message_of(body).unwrap_or_else(|| format!("status {status}"));
-            let refusal =
-                Refusal::new(Reason::ServerRejected, format!("The model server rejected this request: {text}"))
-                    .with_server_status(status.as_u16());
+            let refusal = Refusal::new(
+                Reason::ServerRejected,
+                format!("The model server rejected this request: {text}"),
+            )
+            .with_server_status(status.as_u16());
             // It works: it read the request and said what is wrong with it.
             Fault { cause: "rejected", refusal, outcome: Outcome::Answered, final_: true }
         }
-        _ => Fault::failed("status", format!("The model server answered with status {}.", status.as_u16())),
+        _ => Fault::failed(
+            "status",
+            format!("The model server answered with status {}.", status.as_u16()),
+        ),
     }
 }
 
@@ -192,11 +204,13 @@ pub async fn whole(
     let max = usize::try_from(job.limits.answer_max.get()).unwrap_or(usize::MAX);
     let work = async {
         let mut answer = job.open(placement, record, "application/json").await?;
-        whole_body(&mut answer.body, max).await.map_err(|cause| {
-            Fault::failed(cause, "The model server broke off its answer.")
-        })
+        whole_body(&mut answer.body, max)
+            .await
+            .map_err(|cause| Fault::failed(cause, "The model server broke off its answer."))
     };
-    let body = within(Instant::now() + limit, work).await.unwrap_or_else(|| Err(Fault::silent(limit, "whole answer")))?;
+    let body = within(Instant::now() + limit, work)
+        .await
+        .unwrap_or_else(|| Err(Fault::silent(limit, "whole answer")))?;
     record.first_content();
     super::whole::check(job, body)
         .map_err(|cause| Fault::failed(cause, "The model server's answer was not an answer."))
@@ -245,7 +259,16 @@ impl<'a> Attempt<'a> {
     /// An attempt that has not begun.
     pub fn new(job: &'a Job, slot: &'a Slot, record: &'a mut Record, gaps: Histogram) -> Self {
         let watcher = Watcher::new(job.wishes.clone());
-        Self { job, slot, record, watcher, gaps, last_content: None, held: Vec::new(), held_bytes: 0 }
+        Self {
+            job,
+            slot,
+            record,
+            watcher,
+            gaps,
+            last_content: None,
+            held: Vec::new(),
+            held_bytes: 0,
+        }
     }
 
     /// Runs it. Dropping the future closes the connection to the server.
@@ -266,7 +289,10 @@ impl<'a> Attempt<'a> {
         if !self.watcher.committed {
             return Ending::Again(fault);
         }
-        let text = format!("The answer broke off: {} What came before is incomplete.", fault.refusal.message);
+        let text = format!(
+            "The answer broke off: {} What came before is incomplete.",
+            fault.refusal.message
+        );
         fault.refusal = Refusal::new(Reason::AnswerBroken, text);
         Ending::Torn(fault)
     }
@@ -286,7 +312,10 @@ impl<'a> Attempt<'a> {
             splitter.push(piece);
             loop {
                 let event = splitter.next_event().map_err(|_| {
-                    Fault::failed("event_too_long", "The model server sent an event beyond all measure.")
+                    Fault::failed(
+                        "event_too_long",
+                        "The model server sent an event beyond all measure.",
+                    )
                 })?;
                 let Some(event) = event else { break };
                 if self.step(&event).await? {
@@ -308,7 +337,9 @@ impl<'a> Attempt<'a> {
                 }
                 Ok(())
             }
-            Err(cause) => Err(Fault::failed(cause, "The model server ended the stream without finishing.")),
+            Err(cause) => {
+                Err(Fault::failed(cause, "The model server ended the stream without finishing."))
+            }
         }
     }
 
@@ -386,7 +417,10 @@ impl<'a> Attempt<'a> {
     fn hold(&mut self, raw: Bytes) -> Result<(), Fault> {
         self.held_bytes += raw.len();
         if self.held_bytes as u64 > self.job.limits.event_max.get() {
-            return Err(Fault::failed("no_content", "The model server sent events without content."));
+            return Err(Fault::failed(
+                "no_content",
+                "The model server sent events without content.",
+            ));
         }
         self.held.push(raw);
         Ok(())

@@ -88,7 +88,9 @@ async fn ask(server: Arc<dyn ModelServer>, model: ModelName) -> Outcome {
     }
     let answer: Result<serde_json::Value, _> = serde_json::from_slice(&body);
     match answer {
-        Ok(answer) if answer.get("choices").is_some_and(|c| c.get(0).is_some()) => Outcome::Answered,
+        Ok(answer) if answer.get("choices").is_some_and(|c| c.get(0).is_some()) => {
+            Outcome::Answered
+        }
         _ => Outcome::Failed,
     }
 }

@@ -109,7 +109,11 @@ impl Watcher {
         match self.usage {
             Some(usage) => (usage, true),
             None => (
-                Usage { prompt: self.wishes.prompt, completion: self.output(), cached: Tokens::ZERO },
+                Usage {
+                    prompt: self.wishes.prompt,
+                    completion: self.output(),
+                    cached: Tokens::ZERO,
+                },
                 false,
             ),
         }
@@ -132,7 +136,9 @@ impl Watcher {
                 last.push(event.raw.clone());
                 Step::Done(last)
             }
-            Said::Done => Step::Broken(if self.committed { faults::UNFINISHED } else { faults::EMPTY }),
+            Said::Done => {
+                Step::Broken(if self.committed { faults::UNFINISHED } else { faults::EMPTY })
+            }
             Said::Chunk(chunk) if chunk.fault().is_some() => Step::Broken(faults::ERROR),
             Said::Chunk(chunk) => self.chunk(event, &data, &chunk),
         }
@@ -173,11 +179,13 @@ impl Watcher {
         let progress = self.choices.get_mut(index)?;
         progress.begun = true;
         let limit = self.wishes.max_tokens.map_or(u64::MAX, Tokens::get);
-        let limit = if in_tools { limit.saturating_mul(2).saturating_add(TOOL_SLACK) } else { limit };
+        let limit =
+            if in_tools { limit.saturating_mul(2).saturating_add(TOOL_SLACK) } else { limit };
         let would = progress.tokens.plus(new);
         // A single event with several tokens may pass the limit by a little when pieces are counted
         // apart; an event that starts at or beyond it may not.
-        let at_limit = progress.tokens.get() >= limit || would.get() > limit.saturating_add(limit / 8 + 4);
+        let at_limit =
+            progress.tokens.get() >= limit || would.get() > limit.saturating_add(limit / 8 + 4);
         if new > Tokens::ZERO && (progress.cut || at_limit) {
             progress.cut = true;
             progress.finished = true;
@@ -371,7 +379,8 @@ mod tests {
         ))
     }
 
-    const FINISH: &str = r#"{"id":"x","model":"inner","choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}"#;
+    const FINISH: &str =
+        r#"{"id":"x","model":"inner","choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}"#;
     const USAGE: &str = r#"{"id":"x","model":"inner","choices":[],"usage":{"prompt_tokens":10,"completion_tokens":2}}"#;
     const ROLE: &str = r#"{"choices":[{"index":0,"delta":{"role":"assistant","content":""}}]}"#;
 
@@ -425,7 +434,10 @@ mod tests {
         let absurd = r#"{"choices":[],"usage":{"prompt_tokens":-3,"completion_tokens":900000}}"#;
         let Step::Pass(raw) = watcher.read(&event(absurd)) else { panic!("kept") };
         let text = std::str::from_utf8(&raw).unwrap();
-        assert!(text.contains(r#""prompt_tokens":10,"completion_tokens":1,"total_tokens":11"#), "{text}");
+        assert!(
+            text.contains(r#""prompt_tokens":10,"completion_tokens":1,"total_tokens":11"#),
+            "{text}"
+        );
 
         let mut watcher = Watcher::new(ask);
         watcher.read(&token("a"));
@@ -433,7 +445,10 @@ mod tests {
         let Step::Done(last) = watcher.read(&event("[DONE]")) else { panic!("not done") };
         assert_eq!(last.len(), 2);
         let text = std::str::from_utf8(&last[0]).unwrap();
-        assert!(text.contains(r#""completion_tokens":1"#) && text.contains(r#""choices":[]"#), "{text}");
+        assert!(
+            text.contains(r#""completion_tokens":1"#) && text.contains(r#""choices":[]"#),
+            "{text}"
+        );
     }
 
     #[test]
@@ -469,9 +484,12 @@ mod tests {
 
     #[test]
     fn several_choices_end_one_by_one() {
-        let mut watcher = Watcher::new(Wishes { choices: 2, max_tokens: Some(Tokens(1)), ..wishes() });
+        let mut watcher =
+            Watcher::new(Wishes { choices: 2, max_tokens: Some(Tokens(1)), ..wishes() });
         let piece = |index: u32, rest: &str| {
-            event(&format!(r#"{{"choices":[{{"index":{index},"delta":{{"content":"a"}}{rest}}}]}}"#))
+            event(&format!(
+                r#"{{"choices":[{{"index":{index},"delta":{{"content":"a"}}{rest}}}]}}"#
+            ))
         };
         watcher.read(&piece(0, ""));
         watcher.read(&piece(1, ""));
@@ -485,7 +503,10 @@ mod tests {
         let mut watcher = Watcher::new(Wishes { alias: Some("mine".into()), ..wishes() });
         let Step::Pass(raw) = watcher.read(&token("the inner life")) else { panic!("kept") };
         let text = std::str::from_utf8(&raw).unwrap();
-        assert_eq!(text.replace("\"mine\"", "\"inner\"").as_bytes(), &token("the inner life").raw[..]);
+        assert_eq!(
+            text.replace("\"mine\"", "\"inner\"").as_bytes(),
+            &token("the inner life").raw[..]
+        );
         assert!(text.contains("the inner life"));
     }
 }

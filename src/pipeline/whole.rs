@@ -29,7 +29,11 @@ pub fn check(job: &Job, body: Bytes) -> Result<(Bytes, Watched), &'static str> {
     }
 }
 
-fn embeddings(job: &Job, body: &Bytes, chunk: &Chunk<'_>) -> Result<(Bytes, Watched), &'static str> {
+fn embeddings(
+    job: &Job,
+    body: &Bytes,
+    chunk: &Chunk<'_>,
+) -> Result<(Bytes, Watched), &'static str> {
     if chunk.data.is_none_or(|data| data.get().len() < 3) {
         return Err("empty_answer");
     }
@@ -38,14 +42,17 @@ fn embeddings(job: &Job, body: &Bytes, chunk: &Chunk<'_>) -> Result<(Bytes, Watc
     let usage = said.unwrap_or(Usage { prompt: job.wishes.prompt, ..Usage::default() });
     let mut changes = Changes::new(job, chunk);
     if said.is_none() {
-        let text =
-            format!("{{\"prompt_tokens\":{0},\"total_tokens\":{0}}}", usage.prompt);
+        let text = format!("{{\"prompt_tokens\":{0},\"total_tokens\":{0}}}", usage.prompt);
         changes.usage(chunk, text);
     }
     Ok((changes.apply(body), Watched { usage, from_server: said.is_some() }))
 }
 
-fn generation(job: &Job, body: &Bytes, chunk: &Chunk<'_>) -> Result<(Bytes, Watched), &'static str> {
+fn generation(
+    job: &Job,
+    body: &Bytes,
+    chunk: &Chunk<'_>,
+) -> Result<(Bytes, Watched), &'static str> {
     let choices = chunk.choices.as_deref().unwrap_or_default();
     if choices.is_empty() {
         return Err("empty_answer");
@@ -67,8 +74,11 @@ fn generation(job: &Job, body: &Bytes, chunk: &Chunk<'_>) -> Result<(Bytes, Watc
         return Ok(cut(job, body));
     }
     let said = believable(chunk.usage.map(RawValue::get), expected(job, output));
-    let usage =
-        said.unwrap_or(Usage { prompt: job.wishes.prompt, completion: output, cached: Tokens::ZERO });
+    let usage = said.unwrap_or(Usage {
+        prompt: job.wishes.prompt,
+        completion: output,
+        cached: Tokens::ZERO,
+    });
     let mut changes = Changes::new(job, chunk);
     if said.is_none() {
         changes.usage(chunk, usage.json());
@@ -211,7 +221,9 @@ mod tests {
 
     #[test]
     fn absent_and_absurd_usage_become_ours() {
-        for usage in ["", r#","usage":{"prompt_tokens":-1,"completion_tokens":1}"#, r#","usage":null"#] {
+        for usage in
+            ["", r#","usage":{"prompt_tokens":-1,"completion_tokens":1}"#, r#","usage":null"#]
+        {
             let (out, watched) = check(&job(Route::Chat, None), answer(usage)).unwrap();
             let value: Value = serde_json::from_slice(&out).unwrap();
             assert_eq!(value["usage"]["prompt_tokens"], 10, "{usage}");
@@ -222,18 +234,27 @@ mod tests {
 
     #[test]
     fn lies_are_not_answers() {
-        let check = |body: &'static str| check(&job(Route::Chat, None), Bytes::from_static(body.as_bytes())).map(|_| ()).unwrap_err();
+        let check = |body: &'static str| {
+            check(&job(Route::Chat, None), Bytes::from_static(body.as_bytes()))
+                .map(|_| ())
+                .unwrap_err()
+        };
         assert_eq!(check("<html>"), "broken_json");
         assert_eq!(check(r#"{"error":{"message":"x"}}"#), "error_body");
         assert_eq!(check(r#"{"object":"error","message":"x"}"#), "error_body");
         assert_eq!(check(r#"{"choices":[]}"#), "empty_answer");
-        assert_eq!(check(r#"{"choices":[{"index":0,"message":{"content":"x"}}]}"#), "no_finish_reason");
+        assert_eq!(
+            check(r#"{"choices":[{"index":0,"message":{"content":"x"}}]}"#),
+            "no_finish_reason"
+        );
     }
 
     #[test]
     fn an_answer_beyond_max_tokens_is_cut() {
         let long = "word ".repeat(200);
-        let body = format!(r#"{{"model":"inner","choices":[{{"index":0,"message":{{"content":"{long}"}},"finish_reason":"stop"}}]}}"#);
+        let body = format!(
+            r#"{{"model":"inner","choices":[{{"index":0,"message":{{"content":"{long}"}},"finish_reason":"stop"}}]}}"#
+        );
         let (out, watched) = check(&job(Route::Chat, Some(5)), Bytes::from(body)).unwrap();
         let value: Value = serde_json::from_slice(&out).unwrap();
         assert_eq!(value["choices"][0]["finish_reason"], "length");
@@ -245,8 +266,12 @@ mod tests {
     fn embeddings_need_their_data() {
         let job = job(Route::Embeddings, None);
         assert!(check(&job, Bytes::from_static(b"{\"data\":[]}")).is_err());
-        let (out, watched) = check(&job, Bytes::from_static(b"{\"data\":[{\"embedding\":[1.0]}]}")).unwrap();
-        assert!(String::from_utf8_lossy(&out).contains("\"usage\":{\"prompt_tokens\":10,\"total_tokens\":10}"));
+        let (out, watched) =
+            check(&job, Bytes::from_static(b"{\"data\":[{\"embedding\":[1.0]}]}")).unwrap();
+        assert!(
+            String::from_utf8_lossy(&out)
+                .contains("\"usage\":{\"prompt_tokens\":10,\"total_tokens\":10}")
+        );
         assert_eq!(watched.usage.prompt, Tokens(10));
     }
 }

@@ -1,0 +1,116 @@
+//! `serve`, `check` and `simulate`: the long-running commands.
+
+use super::{Failure, print};
+use crate::{
+    config::{self, Settings},
+    daemon::{Daemon, StartError},
+    log, simulate,
+    systemd::{Listeners, Notifier},
+};
+use std::{io, path::Path};
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::mpsc,
+};
+
+/// Runs the daemon until it is told to stop.
+pub fn run(path: &Path) -> Result<(), Failure> {
+    let loaded = config::load(path).map_err(|problems| configuration(path, &problems))?;
+    log::start(&loaded.settings.log);
+    for warning in &loaded.warnings {
+        tracing::warn!(problem = %warning, "configuration");
+    }
+    let given = Listeners::from_environment().map_err(Failure::internal)?;
+    let path = path.to_owned();
+    let reread = move || {
+        let loaded = config::load(&path).map_err(|problems| problems.to_string())?;
+        Ok(loaded.settings)
+    };
+    runtime(&loaded.settings)?.block_on(async move {
+        let notifier = Notifier::from_environment();
+        let daemon = Daemon::build(loaded.settings, given, notifier, Box::new(reread))
+            .await
+            .map_err(start_failure)?;
+        let (hangups, stop) = signals()?;
+        daemon.run(stop, hangups, || ()).await.map_err(Failure::internal)
+    })
+}
+
+/// Checks the configuration.
+pub fn check(path: &Path) -> Result<(), Failure> {
+    let loaded = config::load(path).map_err(|problems| configuration(path, &problems))?;
+    let mut text = String::new();
+    for warning in &loaded.warnings {
+        text.push_str(&format!("warning: {warning}\n"));
+    }
+    let settings = &loaded.settings;
+    text.push_str(&format!(
+        "{} is valid: {} tenants, {} models, {} servers.\n",
+        path.display(),
+        settings.tenants.len(),
+        settings.models.len(),
+        settings.servers.len()
+    ));
+    print(text.as_bytes())
+}
+
+/// Runs the simulated model server.
+pub fn simulate(options: simulate::SimulateOptions) -> Result<(), Failure> {
+    // One thread: what is measured against it should not be slowed by its own wake-ups.
+    super::one_thread()?.block_on(async move {
+        let simulator = simulate::bind(options).await.map_err(Failure::internal)?;
+        print(format!("simulated model server on http://{}\n", simulator.local_addr()).as_bytes())?;
+        let (_hangups, stop) = signals()?;
+        simulator.run(stop).await;
+        Ok(())
+    })
+}
+
+/// The threads that the settings ask for.
+pub fn runtime(settings: &Settings) -> Result<tokio::runtime::Runtime, Failure> {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(settings.threads.carry)
+        .max_blocking_threads(settings.threads.compute.max(1))
+        .thread_name("berthd")
+        .enable_all()
+        .build()
+        .map_err(Failure::internal)
+}
+
+/// Hangups as they come, and a future that resolves when the process should stop.
+pub fn signals() -> Result<(mpsc::Receiver<()>, impl Future<Output = ()>), Failure> {
+    let mut terminate = signal(SignalKind::terminate()).map_err(Failure::internal)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(Failure::internal)?;
+    let mut hangup = signal(SignalKind::hangup()).map_err(Failure::internal)?;
+    // One waiting hangup says as much as ten.
+    let (send, hangups) = mpsc::channel(1);
+    let stop = async move {
+        loop {
+            tokio::select! {
+                _ = terminate.recv() => return,
+                _ = interrupt.recv() => return,
+                _ = hangup.recv() => drop(send.try_send(())),
+            }
+        }
+    };
+    Ok((hangups, stop))
+}
+
+/// What kept the daemon from starting, with the exit code for it.
+pub fn start_failure(error: StartError) -> Failure {
+    let mut text = error.to_string();
+    if let Some(source) = std::error::Error::source(&error) {
+        text.push_str(&format!(": {source}"));
+    }
+    match &error {
+        StartError::Bind { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => {
+            Failure::permission(text)
+        }
+        StartError::Server(..) => Failure::configuration(text),
+        _ => Failure::internal(text),
+    }
+}
+
+fn configuration(path: &Path, problems: &config::Problems) -> Failure {
+    Failure::configuration(format!("{} cannot be used:\n{problems}", path.display()))
+}

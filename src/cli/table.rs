@@ -1,0 +1,333 @@
+//! The status report as a tired person reads it: what is wrong first, then everything, in plain words.
+
+use serde_json::Value;
+use std::fmt::Write;
+
+/// Columns, widened to their longest cell.
+struct Table {
+    rows: Vec<Vec<String>>,
+}
+
+impl Table {
+    fn new(head: &[&str]) -> Self {
+        Self { rows: vec![head.iter().map(|cell| (*cell).to_owned()).collect()] }
+    }
+
+    fn row<const N: usize>(&mut self, cells: [String; N]) {
+        self.rows.push(cells.into());
+    }
+
+    fn write(&self, out: &mut String) {
+        let columns = self.rows.iter().map(Vec::len).max().unwrap_or(0);
+        let widths: Vec<usize> = (0..columns)
+            .map(|column| {
+                let cells = self.rows.iter().filter_map(|row| row.get(column));
+                cells.map(|cell| cell.chars().count()).max().unwrap_or(0)
+            })
+            .collect();
+        for row in &self.rows {
+            let mut line = String::from(" ");
+            for (cell, width) in row.iter().zip(&widths) {
+                let _ = write!(line, " {cell:<width$} ");
+            }
+            out.push_str(line.trim_end());
+            out.push('\n');
+        }
+    }
+}
+
+fn text<'a>(value: &'a Value, key: &str) -> &'a str {
+    value.get(key).and_then(Value::as_str).unwrap_or("-")
+}
+
+fn whole(value: &Value, pointer: &str) -> Option<u64> {
+    value.pointer(pointer).and_then(Value::as_u64)
+}
+
+fn show(number: Option<u64>) -> String {
+    number.map_or_else(|| "-".to_owned(), |number| number.to_string())
+}
+
+fn list<'a>(value: &'a Value, key: &str) -> &'a [Value] {
+    value.get(key).and_then(Value::as_array).map_or(&[], Vec::as_slice)
+}
+
+/// `3 s`, `12 min`, `5 h 2 min`, `3 d 4 h`.
+pub fn span(seconds: f64) -> String {
+    let whole = seconds.max(0.0) as u64;
+    match whole {
+        0..60 => format!("{whole} s"),
+        60..3600 => format!("{} min", whole / 60),
+        3600..86_400 => format!("{} h {} min", whole / 3600, whole % 3600 / 60),
+        _ => format!("{} d {} h", whole / 86_400, whole % 86_400 / 3600),
+    }
+}
+
+fn gib(bytes: Option<u64>) -> String {
+    bytes.map_or_else(
+        || "-".to_owned(),
+        |bytes| format!("{:.1}", bytes as f64 / (1u64 << 30) as f64),
+    )
+}
+
+/// What is said of one server in a word or two, and whether it needs a person.
+fn server_state(server: &Value) -> (String, bool) {
+    let flag = |key: &str| server.get(key).and_then(Value::as_bool).unwrap_or(false);
+    let state = server.pointer("/health/state").and_then(Value::as_str).unwrap_or("unknown");
+    let why = server.pointer("/health/why").and_then(Value::as_str);
+    let with_why = |word: &str| why.map_or_else(|| word.to_owned(), |why| format!("{word}: {why}"));
+    match state {
+        "down" => (with_why("DOWN"), true),
+        _ if flag("drained") => ("drained by operator".to_owned(), false),
+        "starting" => (with_why("starting"), false),
+        "unknown" => ("not asked yet".to_owned(), false),
+        _ if flag("breaker_open") => {
+            ("FAILING: its breaker is open, trials are under way".to_owned(), true)
+        }
+        _ if flag("usable") => ("up".to_owned(), false),
+        _ => ("up, resting or readings too old".to_owned(), false),
+    }
+}
+
+/// The whole report.
+pub fn status(report: &Value) -> String {
+    let mut out = String::new();
+    let number = |key: &str| report.get(key).and_then(Value::as_f64).unwrap_or(0.0);
+    let _ = writeln!(
+        out,
+        "berthd {}, {}, up {}, pid {}, callers at {}",
+        text(report, "version"),
+        text(report, "state"),
+        span(number("uptime_s")),
+        show(whole(report, "/pid")),
+        text(report, "data"),
+    );
+    for trouble in troubles(report) {
+        let _ = writeln!(out, "!! {trouble}");
+    }
+    gpus(report, &mut out);
+    servers(report, &mut out);
+    queue(report, &mut out);
+    models(report, &mut out);
+    totals(report, &mut out);
+    refusals(report, &mut out);
+    out
+}
+
+fn troubles(report: &Value) -> Vec<String> {
+    let mut troubles: Vec<String> = list(report, "servers")
+        .iter()
+        .filter_map(|server| {
+            let (state, trouble) = server_state(server);
+            trouble.then(|| format!("server {}: {state}", text(server, "name")))
+        })
+        .collect();
+    let usable =
+        list(report, "servers").iter().any(|s| s.get("usable") == Some(&Value::Bool(true)));
+    if list(report, "servers").is_empty() {
+        troubles.push(
+            "no model servers: configure [[servers]], or start one on its default port".to_owned(),
+        );
+    } else if !usable {
+        troubles.push("no server takes requests now".to_owned());
+    }
+    troubles
+}
+
+fn gpus(report: &Value, out: &mut String) {
+    let gpus = report.get("gpus").unwrap_or(&Value::Null);
+    match text(gpus, "state") {
+        "ok" => {}
+        "off" => {
+            out.push_str("\nGPUS  not read (gpu.enabled = false)\n");
+            return;
+        }
+        _ => {
+            let _ = writeln!(out, "\nGPUS  {}", text(gpus, "why"));
+            return;
+        }
+    }
+    let age = gpus.get("age_s").and_then(Value::as_f64).unwrap_or(0.0);
+    let stale = if age > 5.0 { format!(", READINGS {} OLD", span(age)) } else { String::new() };
+    let _ = writeln!(out, "\nGPUS  driver {}{stale}", text(gpus, "driver_version"));
+    let mut table = Table::new(&[
+        "#",
+        "NAME",
+        "MEMORY GiB",
+        "BUSY %",
+        "POWER W",
+        "TEMP C",
+        "PROCESSES",
+        "UUID",
+    ]);
+    for gpu in list(gpus, "list") {
+        let watts = |key: &str| {
+            let watts = gpu.get(key).and_then(Value::as_f64);
+            watts.map_or_else(|| "-".to_owned(), |watts| format!("{watts:.0}"))
+        };
+        let processes = gpu.get("processes").and_then(Value::as_array);
+        table.row([
+            show(whole(gpu, "/index")),
+            text(gpu, "name").to_owned(),
+            format!(
+                "{} of {}",
+                gib(whole(gpu, "/memory_used_bytes")),
+                gib(whole(gpu, "/memory_total_bytes"))
+            ),
+            show(whole(gpu, "/utilisation_percent")),
+            format!("{} of {}", watts("power_w"), watts("power_limit_w")),
+            show(whole(gpu, "/temperature_c")),
+            processes.map_or_else(|| "-".to_owned(), |list| list.len().to_string()),
+            text(gpu, "uuid").to_owned(),
+        ]);
+    }
+    table.write(out);
+}
+
+fn servers(report: &Value, out: &mut String) {
+    out.push_str("\nSERVERS\n");
+    let mut table = Table::new(&[
+        "NAME",
+        "KIND",
+        "STATE",
+        "PLACED",
+        "TOKENS PLACED OF",
+        "ITS OWN RUN/WAIT",
+        "KV %",
+    ]);
+    for server in list(report, "servers") {
+        let ratio = server.pointer("/load/kv_used_ratio").and_then(Value::as_f64);
+        table.row([
+            text(server, "name").to_owned(),
+            text(server, "kind").to_owned(),
+            server_state(server).0,
+            show(whole(server, "/placed_requests")),
+            format!(
+                "{} of {}",
+                show(whole(server, "/placed_tokens")),
+                show(whole(server, "/capacity/kv_tokens"))
+            ),
+            format!(
+                "{}/{}",
+                show(whole(server, "/load/running")),
+                show(whole(server, "/load/waiting"))
+            ),
+            ratio.map_or_else(|| "-".to_owned(), |ratio| format!("{:.0}", ratio * 100.0)),
+        ]);
+    }
+    table.write(out);
+}
+
+fn queue(report: &Value, out: &mut String) {
+    let tiers = ["system", "interactive", "standard", "batch"];
+    let waiting: Vec<String> = tiers
+        .iter()
+        .map(|tier| format!("{tier} {}", show(whole(report, &format!("/queue/{tier}")))))
+        .collect();
+    let _ = writeln!(
+        out,
+        "\nREQUESTS  {} running; waiting: {}; {} connections",
+        show(whole(report, "/running")),
+        waiting.join(", "),
+        show(whole(report, "/connections")),
+    );
+}
+
+fn models(report: &Value, out: &mut String) {
+    out.push_str("\nMODELS\n");
+    let mut table = Table::new(&["NAME", "WINDOW", "INPUT COUNT", "SERVERS"]);
+    for model in list(report, "models") {
+        let name = match model.get("alias_of").and_then(Value::as_str) {
+            Some(real) => format!("{} -> {real}", text(model, "name")),
+            None => text(model, "name").to_owned(),
+        };
+        let servers: Vec<&str> = list(model, "servers").iter().filter_map(Value::as_str).collect();
+        table.row([
+            name,
+            show(whole(model, "/context_window")),
+            text(model, "token_count").to_owned(),
+            servers.join(", "),
+        ]);
+    }
+    table.write(out);
+}
+
+fn totals(report: &Value, out: &mut String) {
+    if list(report, "totals").is_empty() {
+        return;
+    }
+    out.push_str("\nUSE SINCE START\n");
+    let mut table = Table::new(&["TENANT", "MODEL", "REQUESTS", "INPUT TOKENS", "OUTPUT TOKENS"]);
+    for total in list(report, "totals") {
+        table.row([
+            text(total, "tenant").to_owned(),
+            text(total, "model").to_owned(),
+            show(whole(total, "/requests")),
+            show(whole(total, "/input_tokens")),
+            show(whole(total, "/output_tokens")),
+        ]);
+    }
+    table.write(out);
+}
+
+/// Refusals shown; `--json` has all that are kept.
+const REFUSALS_SHOWN: usize = 8;
+
+fn refusals(report: &Value, out: &mut String) {
+    let all = list(report, "recent_refusals");
+    if all.is_empty() {
+        out.push_str("\nRECENT REFUSALS  none\n");
+        return;
+    }
+    let _ = writeln!(
+        out,
+        "\nRECENT REFUSALS  newest first, {} of {}",
+        all.len().min(REFUSALS_SHOWN),
+        all.len()
+    );
+    let mut table = Table::new(&["AGO", "TENANT", "MODEL", "REASON", "REQUEST"]);
+    for refusal in all.iter().rev().take(REFUSALS_SHOWN) {
+        table.row([
+            span(refusal.get("ago_s").and_then(Value::as_f64).unwrap_or(0.0)),
+            text(refusal, "tenant").to_owned(),
+            text(refusal, "model").to_owned(),
+            text(refusal, "reason").to_owned(),
+            text(refusal, "request").to_owned(),
+        ]);
+    }
+    table.write(out);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn trouble_stands_in_the_second_line() {
+        let report = json!({
+            "version": "1", "state": "serving", "uptime_s": 90.0, "pid": 7, "data": "127.0.0.1:1",
+            "gpus": {"state": "no_driver", "why": "no NVIDIA driver", "list": []},
+            "servers": [
+                {"name": "a", "kind": "vllm", "usable": true, "health": {"state": "up"}},
+                {"name": "b", "kind": "vllm", "usable": false, "health": {"state": "down", "why": "refused"}},
+            ],
+            "queue": {"system": 0, "interactive": 2, "standard": 0, "batch": 0},
+            "running": 3, "connections": 4,
+        });
+        let text = status(&report);
+        let lines: Vec<&str> = text.lines().collect();
+        assert_eq!(lines[0], "berthd 1, serving, up 1 min, pid 7, callers at 127.0.0.1:1");
+        assert_eq!(lines[1], "!! server b: DOWN: refused");
+        assert!(text.contains("GPUS  no NVIDIA driver"));
+        assert!(text.contains("3 running; waiting: system 0, interactive 2"));
+        assert!(text.contains("RECENT REFUSALS  none"));
+    }
+
+    #[test]
+    fn spans_read_like_speech() {
+        assert_eq!(span(59.9), "59 s");
+        assert_eq!(span(3700.0), "1 h 1 min");
+        assert_eq!(span(90_000.0), "1 d 1 h");
+    }
+}

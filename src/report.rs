@@ -1,0 +1,271 @@
+//! The status report: everything an operator asks first, as one JSON value with stable names.
+
+use crate::{
+    ids::{ModelName, RequestId, ServerId, TenantId, Tier},
+    ledger::Total,
+    pipeline::{Broker, dispatch::ServerView},
+    snapshot::{Capacity, GpuPlane, GpuProcess, GpuState, Health, Load, ServerKind},
+    units::{Bytes, Tokens},
+};
+use serde::Serialize;
+use std::{collections::BTreeMap, sync::atomic::Ordering};
+
+/// The whole report.
+#[derive(Debug, Serialize)]
+pub struct Status {
+    /// Version of this daemon.
+    pub version: &'static str,
+    /// Its process.
+    pub pid: u32,
+    /// `serving` or `stopping`.
+    pub state: &'static str,
+    /// Seconds since start.
+    pub uptime_s: f64,
+    /// Callers' connections.
+    pub connections: i64,
+    /// Where callers connect.
+    pub data: String,
+    /// The GPUs.
+    pub gpus: Gpus,
+    /// The model servers.
+    pub servers: Vec<Server>,
+    /// The models.
+    pub models: Vec<Model>,
+    /// Requests waiting, by tier.
+    pub queue: BTreeMap<Tier, usize>,
+    /// Requests placed on servers.
+    pub running: u32,
+    /// Use since start.
+    pub totals: Vec<Use>,
+    /// Refusals and failures, newest last.
+    pub recent_refusals: Vec<Refused>,
+}
+
+/// What is known of the GPUs.
+#[derive(Debug, Serialize)]
+pub struct Gpus {
+    /// `ok`, `no_driver` or `off`.
+    pub state: &'static str,
+    /// Why there is nothing to show.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub why: Option<String>,
+    /// Driver version.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub driver_version: Option<String>,
+    /// Age of the readings, seconds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub age_s: Option<f64>,
+    /// Each GPU.
+    pub list: Vec<Gpu>,
+}
+
+/// One GPU.
+#[derive(Debug, Serialize)]
+pub struct Gpu {
+    /// NVML UUID.
+    pub uuid: String,
+    /// Position in the driver's list.
+    pub index: u32,
+    /// Product name.
+    pub name: String,
+    /// Memory in all, bytes.
+    pub memory_total_bytes: Option<Bytes>,
+    /// Memory in use, bytes.
+    pub memory_used_bytes: Option<Bytes>,
+    /// Memory free, bytes.
+    pub memory_free_bytes: Option<Bytes>,
+    /// Share of time with a kernel running, percent.
+    pub utilisation_percent: Option<u32>,
+    /// Share of time with memory access, percent.
+    pub memory_utilisation_percent: Option<u32>,
+    /// Power, watts.
+    pub power_w: Option<f64>,
+    /// Power limit, watts.
+    pub power_limit_w: Option<f64>,
+    /// Temperature, degrees Celsius.
+    pub temperature_c: Option<u32>,
+    /// Who holds memory.
+    pub processes: Option<Vec<GpuProcess>>,
+}
+
+/// One model server.
+#[derive(Debug, Serialize)]
+pub struct Server {
+    /// Its name.
+    pub name: ServerId,
+    /// Which program.
+    pub kind: ServerKind,
+    /// Takes requests now.
+    pub usable: bool,
+    /// What its own health says.
+    pub health: Health,
+    /// Its breaker is open.
+    pub breaker_open: bool,
+    /// An operator drained it.
+    pub drained: bool,
+    /// Requests placed there.
+    pub placed_requests: u32,
+    /// KV tokens placed there.
+    pub placed_tokens: Tokens,
+    /// How much it can hold.
+    pub capacity: Capacity,
+    /// How busy it says it is.
+    pub load: Load,
+    /// Its version.
+    pub version: Option<String>,
+    /// Models it serves.
+    pub models: Vec<ModelName>,
+    /// Age of its readings, seconds.
+    pub age_s: Option<f64>,
+}
+
+/// One name a caller may ask for.
+#[derive(Debug, Serialize)]
+pub struct Model {
+    /// The name.
+    pub name: ModelName,
+    /// The name servers know, where this is an alias.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub alias_of: Option<ModelName>,
+    /// Context window, tokens.
+    pub context_window: Option<Tokens>,
+    /// `exact` when counted here, `server or estimate` otherwise.
+    pub token_count: &'static str,
+    /// Servers that list it.
+    pub servers: Vec<ServerId>,
+}
+
+/// One tenant's use of one model.
+#[derive(Debug, Serialize)]
+pub struct Use {
+    /// Who.
+    pub tenant: TenantId,
+    /// What.
+    pub model: ModelName,
+    /// How much.
+    #[serde(flatten)]
+    pub total: Total,
+}
+
+/// One refusal.
+#[derive(Debug, Serialize)]
+pub struct Refused {
+    /// Seconds ago.
+    pub ago_s: f64,
+    /// Which request.
+    pub request: RequestId,
+    /// Whose.
+    pub tenant: Option<TenantId>,
+    /// Of which model.
+    pub model: Option<ModelName>,
+    /// Why.
+    pub reason: &'static str,
+    /// What the caller was told.
+    pub message: String,
+}
+
+/// Makes the report from what is known now.
+pub fn status(broker: &Broker, gpus: &GpuPlane) -> Status {
+    let views = broker.dispatch.servers();
+    let live = broker.live.load();
+    let catalog = broker.dispatch.catalog();
+    let models = catalog.iter().map(|(name, entry)| Model {
+        name: name.clone(),
+        alias_of: (*name != entry.model).then(|| entry.model.clone()),
+        context_window: entry.context_window.or_else(|| {
+            live.counters.get(&entry.model).and_then(|counter| counter.files().context_window())
+        }),
+        token_count: if live.counters.get(&entry.model).is_some() {
+            "exact"
+        } else {
+            "server or estimate"
+        },
+        servers: entry.servers.clone(),
+    });
+    let stopping = broker.stopping.load(Ordering::Relaxed);
+    Status {
+        version: env!("CARGO_PKG_VERSION"),
+        pid: std::process::id(),
+        state: if stopping { "stopping" } else { "serving" },
+        uptime_s: broker.books.metrics.uptime().as_secs_f64(),
+        connections: broker.books.metrics.connections_now(),
+        data: live.settings.listen.data.to_string(),
+        gpus: gpu_report(gpus),
+        running: views.iter().map(|view| view.placed).sum(),
+        servers: views.into_iter().map(server).collect(),
+        models: models.collect(),
+        queue: broker.dispatch.waiting(),
+        totals: broker
+            .books
+            .ledger
+            .totals()
+            .into_iter()
+            .map(|(tenant, model, total)| Use { tenant, model, total })
+            .collect(),
+        recent_refusals: broker
+            .books
+            .recent
+            .list()
+            .into_iter()
+            .map(|refusal| Refused {
+                ago_s: refusal.at.elapsed().as_secs_f64(),
+                request: refusal.id,
+                tenant: refusal.tenant,
+                model: refusal.model,
+                reason: refusal.reason.as_str(),
+                message: refusal.message,
+            })
+            .collect(),
+    }
+}
+
+fn server(view: ServerView) -> Server {
+    Server {
+        usable: view.usable,
+        breaker_open: view.breaker_open,
+        drained: view.drained,
+        placed_requests: view.placed,
+        placed_tokens: view.placed_tokens,
+        name: view.state.id,
+        kind: view.state.kind,
+        health: view.state.health,
+        capacity: view.state.capacity,
+        load: view.state.load,
+        version: view.state.version,
+        models: view.state.models.into_iter().map(|model| model.name).collect(),
+        age_s: view.state.read_at.map(|at| at.elapsed().as_secs_f64()),
+    }
+}
+
+fn gpu_report(plane: &GpuPlane) -> Gpus {
+    let nothing =
+        |state, why| Gpus { state, why, driver_version: None, age_s: None, list: Vec::new() };
+    match plane {
+        GpuPlane::Off => nothing("off", None),
+        GpuPlane::NoDriver(why) => nothing("no_driver", Some(why.clone())),
+        GpuPlane::Driver(driver) => Gpus {
+            state: "ok",
+            why: None,
+            driver_version: Some(driver.driver_version.clone()),
+            age_s: Some(driver.read_at.elapsed().as_secs_f64()),
+            list: driver.gpus.iter().map(gpu).collect(),
+        },
+    }
+}
+
+fn gpu(state: &GpuState) -> Gpu {
+    Gpu {
+        uuid: state.id.to_string(),
+        index: state.index,
+        name: state.name.clone(),
+        memory_total_bytes: state.memory_total,
+        memory_used_bytes: state.memory_used,
+        memory_free_bytes: state.memory_free,
+        utilisation_percent: state.utilisation_percent,
+        memory_utilisation_percent: state.memory_utilisation_percent,
+        power_w: state.power_w,
+        power_limit_w: state.power_limit_w,
+        temperature_c: state.temperature_c,
+        processes: state.processes.clone(),
+    }
+}
