@@ -9,6 +9,7 @@ use serde_json::{Map, Value, json};
 use std::{collections::BTreeMap, path::Path, path::PathBuf};
 
 mod content;
+mod engine;
 mod files;
 mod jinja;
 mod messages;

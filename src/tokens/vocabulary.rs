@@ -1,24 +1,15 @@
-//! The tokenizer of one model: text to ids, ids to bytes. The only file that knows the tokenizer crate.
+//! The tokenizer of one model: text to ids, ids to bytes.
 
-use super::CountError;
+use super::{CountError, engine::Engine};
 use serde_json::{Map, Value, json};
-use std::{cell::RefCell, collections::BTreeMap};
-use tokenizers::pipeline::{EncodeOptions, Override, PipelineToken, PipelineTokenizer};
+use std::collections::BTreeMap;
 
 /// Longest text that is counted. Counting is linear, at worst about 0.17 s a megabyte.
 pub(super) const TEXT_BYTES_MAX: usize = super::template::TEXT_BYTES_MAX;
 
-/// A thread keeps its vector of ids between calls up to this many.
-const KEPT_IDS_MAX: usize = 1 << 20;
-
-thread_local! {
-    /// Reused by every count on this thread, so that counting allocates nothing.
-    static IDS: RefCell<Vec<PipelineToken>> = const { RefCell::new(Vec::new()) };
-}
-
 /// A loaded tokenizer.
 pub(super) struct Vocabulary {
-    tokenizer: PipelineTokenizer,
+    engine: Engine,
     pieces: Pieces,
     ids: BTreeMap<String, u32>,
 }
@@ -33,12 +24,8 @@ impl Vocabulary {
         let ids = added_tokens(&file)
             .filter_map(|token| Some((token.get("content")?.as_str()?.to_owned(), id_of(token)?)))
             .collect();
-        // Files in circulation are older than the crate's own form.
-        tokenizers::canonicalize_value(&mut file).map_err(|error| error.to_string())?;
-        let text = file.to_string();
-        drop(file);
-        let tokenizer = tokenizers::from_json(&text).map_err(|error| error.to_string())?;
-        Ok(Self { tokenizer, pieces, ids })
+        let engine = Engine::load(file)?;
+        Ok(Self { engine, pieces, ids })
     }
 
     /// Encodes and hands the ids to `read`, which must not encode itself. Allocates nothing, unless the
@@ -52,22 +39,7 @@ impl Vocabulary {
         if text.len() > TEXT_BYTES_MAX {
             return Err(CountError::TooCostly("the text is too long to count".into()));
         }
-        let options = EncodeOptions {
-            add_special_tokens: add_special,
-            encode_special_tokens: false,
-            // Files of embedding models pad and truncate; a count must do neither.
-            padding: Override::Off,
-            truncation: Override::Off,
-        };
-        IDS.with_borrow_mut(|ids| {
-            ids.clear();
-            let encoded = self.tokenizer.encode_into(text, &options, ids);
-            let result = encoded.map(|()| read(PipelineToken::cast_slice(ids)));
-            if ids.capacity() > KEPT_IDS_MAX {
-                *ids = Vec::new();
-            }
-            result.map_err(|error| CountError::Encode(error.to_string()))
-        })
+        self.engine.with_ids(text, add_special, read)
     }
 
     /// The bytes a token stands for; `None` for special tokens and ids out of range.
