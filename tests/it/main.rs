@@ -13,6 +13,8 @@
 mod support;
 
 mod counts;
+mod docs;
+mod floors;
 mod gpu;
 mod scripted;
 mod simulate;
