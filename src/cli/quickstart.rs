@@ -82,16 +82,15 @@ pub fn run(options: Options) -> Result<(), Failure> {
         let tour = async move {
             let result = tour(&options, &broker, gpus, &key, at, admin, &socket, started).await;
             if once || result.is_err() {
+                // The daemon may have ended first.
                 let _ = over.send(());
-            } else {
-                // Serving goes on: the sender lives as long as the daemon.
-                std::mem::forget(over);
             }
             result
         };
         let stop = async {
             tokio::select! {
                 () = stop => {}
+                // A sender dropped without a word means: go on serving.
                 Ok(()) = tour_over => {}
             }
         };

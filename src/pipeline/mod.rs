@@ -34,8 +34,9 @@ use http::{HeaderMap, Method, Request as HttpRequest, Response};
 use record::{Books, Record};
 use relay::Job;
 use std::{
+    net::SocketAddr,
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
@@ -53,6 +54,8 @@ pub struct Broker {
     pub books: Arc<Books>,
     /// Set once, when the daemon stops: new requests are refused.
     pub stopping: AtomicBool,
+    /// Where callers really connect, once that is known (the configured port may be 0).
+    pub data: OnceLock<SocketAddr>,
 }
 
 /// What a reload replaces as one.
@@ -76,6 +79,7 @@ impl Broker {
             dispatch,
             books: Arc::new(Books::default()),
             stopping: AtomicBool::new(false),
+            data: OnceLock::new(),
         })
     }
 
@@ -88,7 +92,7 @@ impl Broker {
         B: http_body::Body<Data = Bytes> + Unpin,
     {
         let id = RequestId::fresh();
-        let (head, body) = request.into_parts();
+        let (head, mut body) = request.into_parts();
         let route = match find(&head.method, head.uri.path()) {
             Ok(Target::Generate(route)) => route,
             Ok(Target::Models(one)) => return self.models(&id, &head.headers, one.as_deref()),
@@ -98,10 +102,11 @@ impl Broker {
             }
         };
         let mut record = Record::begin(Arc::clone(&self.books), id.clone(), route.as_str());
-        match self.prepare(route, &head.headers, body, &mut record).await {
+        match self.prepare(route, &head.headers, &mut body, &mut record).await {
             Ok((job, ask)) => deliver::deliver(self, job, ask, record).await,
             Err(refusal) => {
                 record.refused(&refusal);
+                answer::discard(&mut body).await;
                 answer::refused(&refusal, &id)
             }
         }
@@ -113,7 +118,7 @@ impl Broker {
         &self,
         route: Route,
         headers: &HeaderMap,
-        body: B,
+        body: &mut B,
         record: &mut Record,
     ) -> Result<(Job, Ask), Refusal>
     where
