@@ -52,11 +52,13 @@ fn every_error_code_is_explained() {
 
 #[test]
 fn what_a_page_lacks_is_found() {
-    let source = "let a = family!(\n r,\n \"new_thing\", \"Help\"); r.register(\"old\", \"Help\", x);";
+    let source =
+        "let a = family!(\n r,\n \"new_thing\", \"Help\"); r.register(\"old\", \"Help\", x);";
     let names = families(source);
     assert_eq!(names.len(), 2);
     let page = "| `berthd_old_total` | and berthd_new_thing without its marks |";
     assert_eq!(missing(&names, "berthd_", &UNITS, page), ["new_thing"]);
-    let codes = codes("impl Reason { A => \"a_b\", B => \"c\", } pub const fn class() { x => \"no\" }");
+    let codes =
+        codes("impl Reason { A => \"a_b\", B => \"c\", } pub const fn class() { x => \"no\" }");
     assert_eq!(missing(&codes, "", &[""], "`a_b`"), ["c"]);
 }

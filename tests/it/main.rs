@@ -16,5 +16,6 @@ mod counts;
 mod docs;
 mod floors;
 mod gpu;
+mod hangup;
 mod scripted;
 mod simulate;
