@@ -12,7 +12,13 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod answers;
+mod cancel;
 mod counts;
+mod faults;
 mod gpu;
+mod overload;
+mod refusals;
 mod scripted;
 mod simulate;
+mod streams;
