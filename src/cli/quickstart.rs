@@ -123,7 +123,7 @@ fn settings_text(options: &Options, key: &str, socket: &Path) -> Result<String, 
     let quote = |text: String| serde_json::to_string(&text).map_err(Failure::internal);
     Ok(format!(
         "[listen]\ndata = {}\nadmin = {}\nsocket = {}\ndrain_limit_s = 5\n\
-         [log]\nlevel = \"warn\"\n[probe]\ndiscover = {}\n\
+         [log]\nlevel = \"error\"\n[probe]\ndiscover = {}\n\
          [[tenants]]\nname = \"quickstart\"\ntier = \"interactive\"\nkeys_sha256 = [\"{}\"]\n\
          [[servers]]\nname = \"embedded\"\nkind = \"embedded\"\nfolder = {}\n",
         quote(options.listen.to_string())?,

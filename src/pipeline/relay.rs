@@ -198,7 +198,7 @@ async fn whole_body(body: &mut AnswerBody, max: usize) -> Result<Bytes, &'static
 pub async fn whole(
     job: &Job,
     placement: &Placement,
-    record: &mut Record,
+    record: &Record,
 ) -> Result<(Bytes, Watched), Fault> {
     let limit = job.relay.answer_limit;
     let max = usize::try_from(job.limits.answer_max.get()).unwrap_or(usize::MAX);
@@ -211,7 +211,6 @@ pub async fn whole(
     let body = within(Instant::now() + limit, work)
         .await
         .unwrap_or_else(|| Err(Fault::silent(limit, "whole answer")))?;
-    record.first_content();
     super::whole::check(job, body)
         .map_err(|cause| Fault::failed(cause, "The model server's answer was not an answer."))
 }
