@@ -12,10 +12,16 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod answers;
+mod cancel;
 mod counts;
 mod docs;
+mod faults;
 mod floors;
 mod gpu;
 mod hangup;
+mod overload;
+mod refusals;
 mod scripted;
 mod simulate;
+mod streams;
