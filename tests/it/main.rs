@@ -13,6 +13,9 @@
 mod support;
 
 mod counts;
+mod docs;
+mod floors;
 mod gpu;
+mod hangup;
 mod scripted;
 mod simulate;
