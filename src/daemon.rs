@@ -465,6 +465,7 @@ fn client_limits(settings: &Settings) -> ClientLimits {
     ClientLimits {
         connect: settings.relay.connect_limit,
         idle_max: settings.relay.idle_connections_max,
+        keep_after_stream: false,
     }
 }
 

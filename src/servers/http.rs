@@ -32,11 +32,6 @@ use tokio::{net::TcpStream, time::Instant};
 /// request that cannot be sent again. So ours are younger.
 const IDLE_AGE_MAX: Duration = Duration::from_secs(4);
 
-/// A connection from the pool that ends without an answer this soon after its request was most likely
-/// on its way out already: llama.cpp closes behind each stream without saying so before, and its close
-/// can cross the next request. Later, the server has worked on the request and failed.
-const STALE_LIMIT: Duration = Duration::from_millis(500);
-
 /// Limits of one server's client.
 #[derive(Clone, Copy, Debug)]
 pub struct ClientLimits {
@@ -44,6 +39,10 @@ pub struct ClientLimits {
     pub connect: Duration,
     /// Idle connections kept.
     pub idle_max: usize,
+    /// Keep a connection that carried a stream. Not where the server closes behind streams without
+    /// saying so before, as llama.cpp does: its close could cross the next request, which may not be
+    /// sent twice.
+    pub keep_after_stream: bool,
 }
 
 /// One server's connections.
@@ -185,25 +184,10 @@ impl Client {
         &self,
         request: Request<Full<Bytes>>,
     ) -> Result<(::http::response::Parts, Exchange), CallError> {
-        if let Some(link) = self.pool.take() {
-            let (again, sent_at) = (request.clone(), Instant::now());
-            match self.exchange_over(link, request).await {
-                // Once, and on a fresh connection, whose end is the server's own.
-                Err(CallError::Broken(_)) if sent_at.elapsed() < STALE_LIMIT => {
-                    self.exchange_over(self.connect().await?, again).await
-                }
-                done => done,
-            }
-        } else {
-            self.exchange_over(self.connect().await?, request).await
-        }
-    }
-
-    async fn exchange_over(
-        &self,
-        mut link: Link,
-        request: Request<Full<Bytes>>,
-    ) -> Result<(::http::response::Parts, Exchange), CallError> {
+        let mut link = match self.pool.take() {
+            Some(link) => link,
+            None => self.connect().await?,
+        };
         let mut response = std::pin::pin!(link.sender.send_request(request));
         let connection = &mut link.connection;
         let mut ended: Option<String> = None;
@@ -230,7 +214,8 @@ impl Client {
                 let (head, body) = response.into_parts();
                 let link = Some(link);
                 let pool = Arc::clone(&self.pool);
-                Ok((head, Exchange { link, body, pool, closed, over: false }))
+                let reuse = self.limits.keep_after_stream || !is_stream(&head.headers);
+                Ok((head, Exchange { link, body, pool, closed, reuse, over: false }))
             }
             Some(Err(error)) => Err(CallError::Broken(describe(&error))),
             None => Err(CallError::Broken(ended.unwrap_or_default())),
@@ -253,6 +238,11 @@ impl Client {
             .map_err(|error| CallError::Connect(describe(&error)))?;
         Ok(Link { sender, connection: Box::pin(connection), socket, idle_since: Instant::now() })
     }
+}
+
+fn is_stream(headers: &HeaderMap) -> bool {
+    let media = headers.get(CONTENT_TYPE).map(HeaderValue::as_bytes).unwrap_or_default();
+    media.starts_with(b"text/event-stream")
 }
 
 /// Bounds what a fast server can pile up before a slow caller; also the largest response head.
@@ -335,6 +325,8 @@ pub struct Exchange {
     body: Incoming,
     pool: Arc<Pool>,
     closed: bool,
+    /// The connection may carry another request after this one.
+    reuse: bool,
     over: bool,
 }
 
@@ -394,7 +386,7 @@ impl Exchange {
     }
 
     fn recycle(&mut self, cx: &mut Context<'_>) {
-        let Some(mut link) = self.link.take() else { return };
+        let Some(mut link) = self.link.take().filter(|_| self.reuse) else { return };
         // One more turn lets the connection see that its answer is complete.
         if !self.closed && link.connection.as_mut().poll(cx).is_pending() && link.sender.is_ready()
         {
@@ -413,15 +405,21 @@ mod tests {
         task::JoinSet,
     };
 
-    /// A server that answers so many requests on each connection, and ends it at the next one.
-    async fn server(answers: usize) -> (Client, Arc<AtomicUsize>, JoinSet<()>) {
+    /// A server that answers so many requests on each connection, and ends it at the next one. Counts
+    /// connections and requests.
+    async fn server(
+        answers: usize,
+        media: &'static str,
+        keep_after_stream: bool,
+    ) -> (Client, Arc<[AtomicUsize; 2]>, JoinSet<()>) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
-        let asked = Arc::new(AtomicUsize::new(0));
-        let seen = Arc::clone(&asked);
+        let seen = Arc::new([AtomicUsize::new(0), AtomicUsize::new(0)]);
+        let counts = Arc::clone(&seen);
         let mut task = JoinSet::new();
         task.spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
+                counts[0].fetch_add(1, Ordering::Relaxed);
                 let mut stream = BufReader::new(stream);
                 for turn in 0..=answers {
                     let mut line = String::from("-");
@@ -429,37 +427,61 @@ mod tests {
                         line.clear();
                         stream.read_line(&mut line).await.unwrap();
                     }
-                    seen.fetch_add(1, Ordering::Relaxed);
+                    if line.is_empty() {
+                        break;
+                    }
+                    counts[1].fetch_add(1, Ordering::Relaxed);
                     if turn < answers {
-                        let answer = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nhi";
-                        stream.write_all(answer).await.unwrap();
+                        let head = "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n";
+                        let answer = format!("{head}content-type: {media}\r\n\r\nhi");
+                        stream.write_all(answer.as_bytes()).await.unwrap();
                     }
                 }
             }
         });
-        let limits = ClientLimits { connect: Duration::from_secs(2), idle_max: 4 };
+        let limits =
+            ClientLimits { connect: Duration::from_secs(2), idle_max: 4, keep_after_stream };
         let client = Client::new("127.0.0.1".into(), port, String::new(), None, limits);
-        (client, asked, task)
+        (client, seen, task)
     }
 
     async fn get(client: &Client) -> Result<(StatusCode, Bytes), CallError> {
         client.get("/", Duration::from_secs(5), 100).await
     }
 
-    #[tokio::test]
-    async fn a_close_that_crosses_a_request_costs_no_caller_an_answer() {
-        // llama.cpp behind a stream: the pooled connection looked alive when it was taken.
-        let (client, asked, _task) = server(1).await;
-        for _ in 0..3 {
-            assert_eq!(get(&client).await.unwrap().1, "hi");
-        }
-        assert_eq!(asked.load(Ordering::Relaxed), 5, "the second and the third were sent again");
+    fn counts(seen: &[AtomicUsize; 2]) -> [usize; 2] {
+        [seen[0].load(Ordering::Relaxed), seen[1].load(Ordering::Relaxed)]
     }
 
     #[tokio::test]
-    async fn a_fresh_connection_that_ends_is_the_servers_fault() {
-        let (client, asked, _task) = server(0).await;
+    async fn connections_are_reused() {
+        let (client, seen, _task) = server(3, "application/json", false).await;
+        for _ in 0..3 {
+            assert_eq!(get(&client).await.unwrap().1, "hi");
+        }
+        assert_eq!(counts(&seen), [1, 3]);
+    }
+
+    #[tokio::test]
+    async fn a_connection_that_carried_a_stream_is_kept_only_where_that_is_safe() {
+        // One answer a connection, then a close that crosses the next request.
+        let (client, seen, _task) = server(1, "text/event-stream", false).await;
+        for _ in 0..3 {
+            assert_eq!(get(&client).await.unwrap().1, "hi");
+        }
+        assert_eq!(counts(&seen), [3, 3]);
+        let (client, seen, _task) = server(3, "text/event-stream", true).await;
+        for _ in 0..3 {
+            assert_eq!(get(&client).await.unwrap().1, "hi");
+        }
+        assert_eq!(counts(&seen), [1, 3]);
+    }
+
+    #[tokio::test]
+    async fn a_request_that_a_server_had_is_never_sent_again() {
+        let (client, seen, _task) = server(1, "application/json", false).await;
+        get(&client).await.unwrap();
         assert!(matches!(get(&client).await, Err(CallError::Broken(_))));
-        assert_eq!(asked.load(Ordering::Relaxed), 1, "not sent again");
+        assert_eq!(counts(&seen), [1, 2]);
     }
 }
