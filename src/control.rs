@@ -5,7 +5,7 @@
 use crate::{
     ids::ServerId,
     pipeline::{Broker, models},
-    report,
+    report::{self, Addresses},
     snapshot::GpuPlane,
 };
 use bytes::Bytes;
@@ -41,6 +41,7 @@ pub type ReloadWish = oneshot::Sender<Result<String, String>>;
 pub struct Control {
     broker: Arc<Broker>,
     gpus: watch::Receiver<Arc<GpuPlane>>,
+    addresses: Addresses,
     reload: mpsc::Sender<ReloadWish>,
 }
 
@@ -57,9 +58,10 @@ impl Control {
     pub fn new(
         broker: Arc<Broker>,
         gpus: watch::Receiver<Arc<GpuPlane>>,
+        addresses: Addresses,
         reload: mpsc::Sender<ReloadWish>,
     ) -> Arc<Self> {
-        Arc::new(Self { broker, gpus, reload })
+        Arc::new(Self { broker, gpus, addresses, reload })
     }
 
     /// Serves the Unix socket. Never returns; dropping the future closes its connections.
@@ -152,7 +154,7 @@ impl Control {
 
     fn status(&self) -> Response<Full<Bytes>> {
         let gpus = Arc::clone(&self.gpus.borrow());
-        match serde_json::to_vec(&report::status(&self.broker, &gpus)) {
+        match serde_json::to_vec(&report::status(&self.broker, &gpus, &self.addresses)) {
             Ok(body) => typed(StatusCode::OK, "application/json", body),
             Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, &format!("{error}\n")),
         }

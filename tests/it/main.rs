@@ -12,7 +12,11 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod control;
 mod counts;
 mod gpu;
+mod metrics_page;
+mod quickstart;
 mod scripted;
+mod service;
 mod simulate;
