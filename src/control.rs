@@ -4,14 +4,15 @@
 
 use crate::{
     ids::ServerId,
+    metrics,
     pipeline::{Broker, models},
     report::{self, Addresses},
     snapshot::GpuPlane,
 };
 use bytes::Bytes;
 use http::{
-    HeaderValue, Method, Request, Response, StatusCode,
-    header::{ALLOW, CONTENT_TYPE},
+    HeaderMap, HeaderValue, Method, Request, Response, StatusCode,
+    header::{ACCEPT, ALLOW, CONTENT_TYPE},
 };
 use http_body_util::Full;
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
@@ -124,7 +125,7 @@ impl Control {
         let reads = request.method() == Method::GET || request.method() == Method::HEAD;
         match path {
             "/status" if reads => self.status(),
-            "/metrics" if reads => self.metrics(),
+            "/metrics" if reads => self.metrics(request.headers()),
             "/healthz" if reads => self.health(),
             "/status" | "/metrics" | "/healthz" => wrong_method("GET"),
             _ if door == Door::Admin => {
@@ -160,12 +161,18 @@ impl Control {
         }
     }
 
-    fn metrics(&self) -> Response<Full<Bytes>> {
+    /// In the format that the reader asks for, as Prometheus does; older text for everybody else.
+    fn metrics(&self, headers: &HeaderMap) -> Response<Full<Bytes>> {
         let gpus = Arc::clone(&self.gpus.borrow());
         let dispatch = &self.broker.dispatch;
         let page = self.broker.books.metrics.page(&dispatch.waiting(), &dispatch.servers(), &gpus);
-        let media = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-        typed(StatusCode::OK, media, page.into_bytes())
+        let accept = headers.get(ACCEPT).and_then(|value| value.to_str().ok()).unwrap_or_default();
+        if accept.contains("application/openmetrics-text") {
+            let media = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+            return typed(StatusCode::OK, media, page.into_bytes());
+        }
+        let media = "text/plain; version=0.0.4; charset=utf-8";
+        typed(StatusCode::OK, media, metrics::older_text(&page).into_bytes())
     }
 
     fn health(&self) -> Response<Full<Bytes>> {

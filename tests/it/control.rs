@@ -2,7 +2,7 @@
 //! commands and their exit codes.
 
 use crate::support::{
-    nvml::FakeNvml,
+    nvml::{FakeNvml, ONE_CARD},
     process::{
         Daemon, KEY, Setup, ask, berthd, digest, eventually, get, run, run_with, simulated, told,
     },
@@ -409,15 +409,10 @@ async fn the_admin_listener_shows_and_changes_nothing() {
     assert_eq!(get(daemon.data, "/metrics").await.status, 404);
 }
 
-const CARD: &str = "driver=580.65.06\nnvml=13.580.65.06\n\
-    gpu 0 uuid=GPU-aaaa name=\"NVIDIA H200\" mem_total=150754820096 mem_used=98784247808 \
-    mem_free=51436847104 mem_reserved=533725184 util=87 mem_util=41 power_mw=612345 limit_mw=700000 temp=63\n\
-    proc 0 pid=4100 mem=98000000000 name=\"/opt/vllm/bin/python3\"\n";
-
 #[tokio::test]
 async fn a_gpu_is_shown_and_losing_the_driver_costs_no_request() {
     let simulated = simulated("m", FAST).await;
-    let fake = FakeNvml::new(CARD);
+    let fake = FakeNvml::new(ONE_CARD);
     let setup = Setup {
         gpu: format!("period_s = 0.1\nnvml_library = \"{}\"", fake.library().display()),
         ..Setup::with_server("a", simulated.addr)
@@ -473,7 +468,7 @@ async fn a_gpu_is_shown_and_losing_the_driver_costs_no_request() {
         (!page.contains("berthd_gpu_memory_used_bytes{")).then_some(())
     })
     .await;
-    fake.set(CARD);
+    fake.set(ONE_CARD);
     daemon.until("it is back", |status| (status["gpus"]["state"] == "ok").then_some(())).await;
 }
 

@@ -2,7 +2,8 @@
 //! family that operators were promised.
 
 use crate::support::{
-    process::{Setup, ask, get, run_with, simulated, told},
+    nvml::{FakeNvml, ONE_CARD},
+    process::{Setup, ask, exchange, get, run_with, simulated, told},
     raw,
 };
 use std::{
@@ -10,6 +11,7 @@ use std::{
     process::Command,
     time::Duration,
 };
+use tokio::net::TcpStream;
 
 /// One sample.
 #[derive(Debug)]
@@ -30,10 +32,19 @@ struct Page {
 impl Page {
     /// Reads OpenMetrics text. Panics with the line that breaks a rule.
     fn parse(text: &str) -> Self {
+        Self::read(text.strip_suffix("# EOF\n").expect("the page ends with # EOF"), true)
+    }
+
+    /// Reads the older text format, where a family has the names of its samples.
+    fn parse_older(text: &str) -> Self {
+        assert!(text.ends_with('\n') && !text.contains("# EOF") && !text.contains("# UNIT"));
+        Self::read(text, false)
+    }
+
+    fn read(whole: &str, open_metrics: bool) -> Self {
         let mut page = Self::default();
         let mut seen = BTreeSet::new();
         let mut current = String::new();
-        let whole = text.strip_suffix("# EOF\n").expect("the page ends with # EOF");
         for line in whole.lines() {
             if let Some(rest) = line.strip_prefix("# ") {
                 let (word, rest) = rest.split_once(' ').expect(line);
@@ -43,7 +54,8 @@ impl Page {
                     "HELP" | "UNIT" => {}
                     "TYPE" => {
                         assert!(
-                            ["counter", "gauge", "histogram", "info"].contains(&rest),
+                            ["counter", "gauge", "histogram"].contains(&rest)
+                                || (open_metrics && rest == "info"),
                             "a type that is known: {line}"
                         );
                         let before = page.families.insert(name.to_owned(), rest.to_owned());
@@ -61,7 +73,8 @@ impl Page {
             let suffix = sample.name.strip_prefix(&current).expect(line);
             let kind = page.families.get(&current).expect("declared before").as_str();
             let fits = match kind {
-                "counter" => suffix == "_total",
+                "counter" if open_metrics => suffix == "_total",
+                "counter" => suffix.is_empty() && current.ends_with("_total"),
                 "gauge" => suffix.is_empty(),
                 "info" => suffix == "_info",
                 _ => ["_bucket", "_sum", "_count"].contains(&suffix),
@@ -173,6 +186,8 @@ async fn every_promised_family_is_there_and_every_line_by_the_letter() {
     setup.rest.push_str(&format!(
         "[[servers]]\nname = \"demo\"\nkind = \"embedded\"\nfolder = \"{folder}\"\n"
     ));
+    let fake = FakeNvml::new(ONE_CARD);
+    setup.gpu = format!("nvml_library = \"{}\"", fake.library().display());
     let daemon = setup.start().await;
     let mut streamed = ask("demo-chat", true, 6);
     streamed["stream_options"] = serde_json::json!({"include_usage": true});
@@ -187,7 +202,10 @@ async fn every_promised_family_is_there_and_every_line_by_the_letter() {
     drop(left);
     daemon.until("the one that left is gone", |s| (s["running"] == 0).then_some(())).await;
 
-    let reply = get(daemon.admin, "/metrics").await;
+    daemon.until("the GPU is read", |s| (s["gpus"]["state"] == "ok").then_some(())).await;
+    let mut stream = TcpStream::connect(daemon.admin).await.unwrap();
+    let accept = "application/openmetrics-text;version=1.0.0;q=0.75,text/plain;version=0.0.4;q=0.5";
+    let reply = exchange(&mut stream, "GET", "/metrics", &[("Accept", accept)], "").await;
     assert!(reply.head.contains("application/openmetrics-text; version=1.0.0"), "{}", reply.head);
     let text = String::from_utf8(reply.body).unwrap();
     let page = Page::parse(&text);
@@ -233,16 +251,33 @@ async fn every_promised_family_is_there_and_every_line_by_the_letter() {
         assert!(age.unwrap() < 10.0);
     }
     assert!(page.sum("berthd_server_kv_used_ratio", &[("server", "a")]).is_some());
-    for family in ["memory_used_bytes", "memory_total_bytes", "power_watts", "temperature_celsius"]
-    {
-        let name = format!("berthd_gpu_{family}");
-        assert!(page.families.contains_key(&name), "declared even where there is no GPU: {name}");
+    for (gauge, value) in [
+        ("memory_used_bytes", 98_784_247_808.0),
+        ("memory_total_bytes", 150_754_820_096.0),
+        ("utilisation_ratio", 0.87),
+        ("power_watts", 612.345),
+        ("temperature_celsius", 63.0),
+        ("processes", 1.0),
+    ] {
+        let name = format!("berthd_gpu_{gauge}");
+        assert_eq!(page.sum(&name, &[("gpu", "GPU-aaaa"), ("index", "0")]), Some(value), "{name}");
     }
+    assert!(page.sum("berthd_gpu_readings_age_seconds", &[]).unwrap() < 10.0);
     assert!(page.sum("berthd_uptime_seconds", &[]).unwrap() > 0.0);
     let version = [("version", env!("CARGO_PKG_VERSION"))];
     assert_eq!(page.sum("berthd_build_info", &version), Some(1.0));
     assert!(!text.contains("such\\"), "what callers invent is no label");
 
+    // Whoever does not ask for OpenMetrics gets the older text, with the same samples.
+    let reply = get(daemon.admin, "/metrics").await;
+    assert!(reply.head.contains("text/plain; version=0.0.4"), "{}", reply.head);
+    let text = String::from_utf8(reply.body).unwrap();
+    let older = Page::parse_older(&text);
+    let series = |page: &Page| -> Vec<(String, BTreeMap<String, String>)> {
+        page.samples.iter().map(|sample| (sample.name.clone(), sample.labels.clone())).collect()
+    };
+    let sorted = |page: &Page| series(page).into_iter().collect::<BTreeSet<_>>();
+    assert_eq!(sorted(&older), sorted(&page));
     let mut promtool = Command::new("promtool");
     promtool.args(["check", "metrics"]);
     if Command::new("promtool").arg("--version").output().is_err() {
