@@ -59,7 +59,7 @@ pub enum StartError {
 pub struct Fatal(&'static str);
 
 /// Reads the configuration again: the whole of it, or every problem as text.
-pub type Reread = Box<dyn Fn() -> Result<Settings, String> + Send>;
+pub type Reread = Box<dyn Fn() -> Result<Settings, String> + Send + Sync>;
 
 /// A daemon whose sockets are bound and whose models are loaded.
 pub struct Daemon {

@@ -32,6 +32,11 @@ use tokio::{net::TcpStream, time::Instant};
 /// request that cannot be sent again. So ours are younger.
 const IDLE_AGE_MAX: Duration = Duration::from_secs(4);
 
+/// A connection from the pool that ends without an answer this soon after its request was most likely
+/// on its way out already: llama.cpp closes behind each stream without saying so before, and its close
+/// can cross the next request. Later, the server has worked on the request and failed.
+const STALE_LIMIT: Duration = Duration::from_millis(500);
+
 /// Limits of one server's client.
 #[derive(Clone, Copy, Debug)]
 pub struct ClientLimits {
@@ -180,10 +185,25 @@ impl Client {
         &self,
         request: Request<Full<Bytes>>,
     ) -> Result<(::http::response::Parts, Exchange), CallError> {
-        let mut link = match self.pool.take() {
-            Some(link) => link,
-            None => self.connect().await?,
-        };
+        if let Some(link) = self.pool.take() {
+            let (again, sent_at) = (request.clone(), Instant::now());
+            match self.exchange_over(link, request).await {
+                // Once, and on a fresh connection, whose end is the server's own.
+                Err(CallError::Broken(_)) if sent_at.elapsed() < STALE_LIMIT => {
+                    self.exchange_over(self.connect().await?, again).await
+                }
+                done => done,
+            }
+        } else {
+            self.exchange_over(self.connect().await?, request).await
+        }
+    }
+
+    async fn exchange_over(
+        &self,
+        mut link: Link,
+        request: Request<Full<Bytes>>,
+    ) -> Result<(::http::response::Parts, Exchange), CallError> {
         let mut response = std::pin::pin!(link.sender.send_request(request));
         let connection = &mut link.connection;
         let mut ended: Option<String> = None;
@@ -380,5 +400,66 @@ impl Exchange {
         {
             self.pool.put(link);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use tokio::{
+        io::{AsyncBufReadExt, AsyncWriteExt, BufReader},
+        net::TcpListener,
+        task::JoinSet,
+    };
+
+    /// A server that answers so many requests on each connection, and ends it at the next one.
+    async fn server(answers: usize) -> (Client, Arc<AtomicUsize>, JoinSet<()>) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let asked = Arc::new(AtomicUsize::new(0));
+        let seen = Arc::clone(&asked);
+        let mut task = JoinSet::new();
+        task.spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                let mut stream = BufReader::new(stream);
+                for turn in 0..=answers {
+                    let mut line = String::from("-");
+                    while !line.trim().is_empty() {
+                        line.clear();
+                        stream.read_line(&mut line).await.unwrap();
+                    }
+                    seen.fetch_add(1, Ordering::Relaxed);
+                    if turn < answers {
+                        let answer = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nhi";
+                        stream.write_all(answer).await.unwrap();
+                    }
+                }
+            }
+        });
+        let limits = ClientLimits { connect: Duration::from_secs(2), idle_max: 4 };
+        let client = Client::new("127.0.0.1".into(), port, String::new(), None, limits);
+        (client, asked, task)
+    }
+
+    async fn get(client: &Client) -> Result<(StatusCode, Bytes), CallError> {
+        client.get("/", Duration::from_secs(5), 100).await
+    }
+
+    #[tokio::test]
+    async fn a_close_that_crosses_a_request_costs_no_caller_an_answer() {
+        // llama.cpp behind a stream: the pooled connection looked alive when it was taken.
+        let (client, asked, _task) = server(1).await;
+        for _ in 0..3 {
+            assert_eq!(get(&client).await.unwrap().1, "hi");
+        }
+        assert_eq!(asked.load(Ordering::Relaxed), 5, "the second and the third were sent again");
+    }
+
+    #[tokio::test]
+    async fn a_fresh_connection_that_ends_is_the_servers_fault() {
+        let (client, asked, _task) = server(0).await;
+        assert!(matches!(get(&client).await, Err(CallError::Broken(_))));
+        assert_eq!(asked.load(Ordering::Relaxed), 1, "not sent again");
     }
 }
