@@ -21,6 +21,9 @@ struct Sample {
     value: f64,
 }
 
+/// A sample's name and labels.
+type Series = (String, BTreeMap<String, String>);
+
 /// A page that was read without a complaint.
 #[derive(Debug, Default)]
 struct Page {
@@ -90,8 +93,7 @@ impl Page {
 
     /// Buckets never fall, and the last is the count.
     fn check_histograms(&self) {
-        let mut rows: BTreeMap<(String, BTreeMap<String, String>), Vec<(f64, f64)>> =
-            BTreeMap::new();
+        let mut rows: BTreeMap<Series, Vec<(f64, f64)>> = BTreeMap::new();
         for sample in &self.samples {
             let Some(name) = sample.name.strip_suffix("_bucket") else { continue };
             let mut labels = sample.labels.clone();
@@ -273,11 +275,10 @@ async fn every_promised_family_is_there_and_every_line_by_the_letter() {
     assert!(reply.head.contains("text/plain; version=0.0.4"), "{}", reply.head);
     let text = String::from_utf8(reply.body).unwrap();
     let older = Page::parse_older(&text);
-    let series = |page: &Page| -> Vec<(String, BTreeMap<String, String>)> {
+    let series = |page: &Page| -> BTreeSet<Series> {
         page.samples.iter().map(|sample| (sample.name.clone(), sample.labels.clone())).collect()
     };
-    let sorted = |page: &Page| series(page).into_iter().collect::<BTreeSet<_>>();
-    assert_eq!(sorted(&older), sorted(&page));
+    assert_eq!(series(&older), series(&page));
     let mut promtool = Command::new("promtool");
     promtool.args(["check", "metrics"]);
     if Command::new("promtool").arg("--version").output().is_err() {
