@@ -167,10 +167,15 @@ async fn run(
         *facts.lock().unwrap_or_else(PoisonError::into_inner) = facts_of(&record);
         let ending = Attempt::new(&job, &slot, &mut record, gaps.clone()).run(&placement).await;
         match ending {
-            Ending::Whole(watched) => {
+            Ending::Whole(watched, tail) => {
                 placement.report(Outcome::Answered);
                 drop(placement);
+                // In the same turn in which the last piece was given, so before any caller sees it:
+                // many hang up on `[DONE]`, and what comes after it may never run.
                 settle(&broker, record, watched);
+                if let Some(tail) = tail {
+                    relay::drain(tail).await;
+                }
                 return Ok(());
             }
             Ending::Torn(fault) => {

@@ -233,8 +233,8 @@ async fn within<T>(until: Instant, work: impl Future<Output = T>) -> Option<T> {
 /// How a streamed attempt ended.
 #[derive(Debug)]
 pub enum Ending {
-    /// Whole.
-    Whole(Watched),
+    /// Whole. What the server still has to say is in the body: it is read once the answer is booked.
+    Whole(Watched, Option<AnswerBody>),
     /// Not whole, and the caller has seen nothing: the next candidate may try.
     Again(Fault),
     /// Not whole, and the caller has seen a part: only an honest end is left.
@@ -261,6 +261,8 @@ pub struct Attempt<'a> {
     /// Events from before the commit point, in order.
     held: Vec<Bytes>,
     held_bytes: usize,
+    /// The body behind `[DONE]`.
+    tail: Option<AnswerBody>,
 }
 
 impl<'a> Attempt<'a> {
@@ -276,6 +278,7 @@ impl<'a> Attempt<'a> {
             last_content: None,
             held: Vec::new(),
             held_bytes: 0,
+            tail: None,
         }
     }
 
@@ -286,7 +289,7 @@ impl<'a> Attempt<'a> {
         match result {
             Ok(()) => {
                 let (usage, from_server) = self.watcher.usage();
-                Ending::Whole(Watched { usage, from_server })
+                Ending::Whole(Watched { usage, from_server }, self.tail)
             }
             Err(fault) => self.outcome(fault),
         }
@@ -331,7 +334,7 @@ impl<'a> Attempt<'a> {
                     // It would go on: its connection is closed instead.
                     Some(Over::Cut) => return Ok(()),
                     Some(Over::Done) => {
-                        drain(&mut answer.body).await;
+                        self.tail = Some(answer.body);
                         return Ok(());
                     }
                 }
@@ -448,7 +451,7 @@ impl<'a> Attempt<'a> {
 
 /// Reads the end of a body, so that its connection can serve again. What does not end in time is
 /// dropped with its connection.
-async fn drain(body: &mut AnswerBody) {
+pub async fn drain(mut body: AnswerBody) {
     let tail = async { while let Some(Ok(_)) = body.next().await {} };
     let _ = tokio::time::timeout(TAIL_LIMIT, tail).await;
 }
