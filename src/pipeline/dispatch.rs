@@ -163,12 +163,17 @@ impl Dispatch {
     }
 
     /// A server joins, or another process takes an old name over. `nudge` asks its watcher to look at
-    /// once, after a failed call.
-    pub fn join(&self, server: Arc<dyn ModelServer>, nudge: Arc<Notify>) {
+    /// once, after a failed call. `known` is what can be said before the first look.
+    pub fn join(&self, server: Arc<dyn ModelServer>, nudge: Arc<Notify>, mut known: ServerState) {
         let mut state = self.lock();
         let id = server.id().clone();
-        let known = ServerState::unknown(id.clone(), server.kind());
-        let drained = state.berths.get(&id).is_some_and(|berth| berth.drained);
+        let before = state.berths.get(&id);
+        let drained = before.is_some_and(|berth| berth.drained);
+        // A server that only changed its settings keeps its models until it is looked at: callers wait
+        // that moment instead of hearing that there is no such model.
+        if let Some(before) = before.filter(|_| known.models.is_empty()) {
+            known.models = before.state.models.clone();
+        }
         let berth = Berth {
             server,
             nudge,

@@ -34,9 +34,8 @@ use http::{HeaderMap, Method, Request as HttpRequest, Response};
 use record::{Books, Record};
 use relay::Job;
 use std::{
-    net::SocketAddr,
     sync::{
-        Arc, OnceLock,
+        Arc,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
@@ -53,8 +52,6 @@ pub struct Broker {
     pub books: Arc<Books>,
     /// Set once, when the daemon stops: new requests are refused.
     pub stopping: AtomicBool,
-    /// Where callers really connect, once that is known (the configured port may be 0).
-    pub data: OnceLock<SocketAddr>,
 }
 
 /// What a reload replaces as one.
@@ -78,7 +75,6 @@ impl Broker {
             dispatch,
             books: Arc::new(Books::default()),
             stopping: AtomicBool::new(false),
-            data: OnceLock::new(),
         })
     }
 

@@ -2,7 +2,7 @@
 //!
 //! Before the commit point, the first event with content, anything that goes wrong means the next
 //! candidate. After it the caller has seen output, so nothing may be sent again: the stream ends with a
-//! typed error. That rule is the `match` in [`Attempt::outcome`] and nowhere else.
+//! typed error. That rule is the `match` in `Attempt::outcome` and nowhere else.
 
 use super::{
     dispatch::{Outcome, Placement},

@@ -308,9 +308,11 @@ impl Chat {
         let load = |name: &str| {
             templates.get(name).map(|source| {
                 let template = Template::compile(source, clock)?;
+                let prints = |content: Value| prints(&template, named_tokens, content);
                 let wants = Wants {
                     hints: content::ContentHints::of(template.source()),
-                    only_lists: prints_only_lists(&template, named_tokens),
+                    strings_fail: !prints(json!(NEEDLE)),
+                    prints_lists: prints(json!([{"type": "text", "text": NEEDLE}])),
                 };
                 Ok::<_, String>(Box::new(Loaded { template, wants }))
             })
@@ -333,22 +335,22 @@ impl Chat {
     }
 }
 
-/// Renders a trial conversation with a string, then with a list, and looks which of them was printed.
-fn prints_only_lists(template: &Template, named_tokens: &BTreeMap<String, String>) -> bool {
-    const NEEDLE: &str = "needle-in-content";
-    let prints = |content: Value| {
-        let prepared = Prepared {
-            messages: vec![json!({"role": "user", "content": content}).clone()],
-            tools: None,
-            documents: None,
-            variables: Map::new(),
-            add_generation_prompt: true,
-            ending: Ending::Nothing,
-        };
-        let text = template.render(variables(named_tokens, prepared)).unwrap_or_default();
-        text.contains(NEEDLE) && !text.contains("'text'")
+/// What a trial conversation says.
+const NEEDLE: &str = "needle-in-content";
+
+/// Renders a trial conversation with this content, and looks whether its text was printed, and not its
+/// JSON.
+fn prints(template: &Template, named_tokens: &BTreeMap<String, String>, content: Value) -> bool {
+    let prepared = Prepared {
+        messages: vec![json!({"role": "user", "content": content})],
+        tools: None,
+        documents: None,
+        variables: Map::new(),
+        add_generation_prompt: true,
+        ending: Ending::Nothing,
     };
-    !prints(json!(NEEDLE)) && prints(json!([{"type": "text", "text": NEEDLE}]))
+    let text = template.render(variables(named_tokens, prepared)).unwrap_or_default();
+    text.contains(NEEDLE) && !text.contains("'text'")
 }
 
 /// A template's variables: later ones go before earlier ones of the same name.

@@ -23,8 +23,9 @@ pub(super) enum ListForm {
     WhenLooping,
     /// When the template loops over content or speaks of media; strings stay strings.
     WhenLoopingOrMedia,
-    /// When a trial shows that the template prints lists and does not print strings.
-    WhenStringsFail,
+    /// When a trial shows that the template prints lists; strings are wrapped only if another shows
+    /// that it does not print them.
+    WhenPrinted,
 }
 
 /// What becomes of the `arguments` of earlier tool calls.
@@ -73,6 +74,8 @@ pub(super) struct Rules {
     pub(super) list_form: ListForm,
     /// Between text parts where the template gets a string.
     pub(super) joiner: &'static str,
+    /// It stands only behind text: empty parts at the front leave none.
+    pub(super) join_behind_text: bool,
     /// A `developer` role that the template does not know joins the system message.
     pub(super) developer_to_system: bool,
     pub(super) arguments: Arguments,
@@ -99,6 +102,7 @@ pub(super) struct Rules {
 const REFERENCE: Rules = Rules {
     list_form: ListForm::AsSent,
     joiner: "",
+    join_behind_text: false,
     developer_to_system: false,
     arguments: Arguments::AsSent,
     tool_keys: ToolKeys::AsSent,
@@ -139,8 +143,9 @@ const SGLANG: Rules = Rules {
 };
 
 const LLAMA_CPP: Rules = Rules {
-    list_form: ListForm::WhenStringsFail,
+    list_form: ListForm::WhenPrinted,
     joiner: "\n",
+    join_behind_text: true,
     arguments: Arguments::Parsed,
     last_assistant: LastAssistant::Prefill,
     drop_nulls: false,

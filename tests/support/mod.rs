@@ -2,5 +2,6 @@
 
 pub mod house;
 pub mod nvml;
+pub mod process;
 pub mod raw;
 pub mod scripted;
