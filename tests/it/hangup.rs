@@ -72,7 +72,8 @@ fn broker() -> Arc<Broker> {
     let broker = Broker::new(Live { settings, keys, admission, counters: Counters::default() });
     let id = ServerId::from("lingering");
     let server = Arc::new(Lingering { id: id.clone(), open: Mutex::default() });
-    broker.dispatch.join(server, Arc::new(Notify::new()));
+    let unknown = ServerState::unknown(id.clone(), ServerKind::OpenAi);
+    broker.dispatch.join(server, Arc::new(Notify::new()), unknown);
     broker.dispatch.observe(&ServerState {
         health: Health::Up,
         models: vec![ServedModel { name: ModelName::from("m"), context_window: None }],
