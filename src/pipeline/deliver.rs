@@ -187,7 +187,8 @@ async fn run(
             Ending::Again(fault) => {
                 let stop = note(&broker, &placement, &fault, &mut ask, &record, &job);
                 drop(placement);
-                if stop {
+                let late = job.content_by.is_some_and(|by| by <= Instant::now());
+                if stop || late {
                     record.refused(&fault.refusal);
                     return Err(fault.refusal);
                 }

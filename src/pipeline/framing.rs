@@ -283,7 +283,7 @@ fn follow_chunk(chunk: &mut Chunk, line: &mut Vec<u8>, bytes: &[u8]) -> Result<T
 pub struct Patience {
     /// From a head's first byte to its last.
     pub head: Duration,
-    /// Between requests.
+    /// Between requests, and while a caller takes nothing of its answer.
     pub idle: Duration,
 }
 
@@ -297,6 +297,8 @@ pub struct Guarded {
     since: Instant,
     timer: Pin<Box<Sleep>>,
     was_in_head: bool,
+    /// Rings when the caller has taken nothing of its answer for too long; set while it takes nothing.
+    stalled: Option<Pin<Box<Sleep>>>,
     /// Requests being answered on this connection; while there is one, silence is no fault.
     busy: Arc<AtomicUsize>,
 }
@@ -319,6 +321,7 @@ impl Guarded {
             since: now,
             timer: Box::pin(tokio::time::sleep_until(now + patience.head)),
             was_in_head: true,
+            stalled: None,
             busy,
         }
     }
@@ -369,6 +372,25 @@ impl Guarded {
     }
 }
 
+impl Guarded {
+    /// A caller who stops reading would hold a server's room for ever: it may take nothing for as long
+    /// as it may ask for nothing, then its connection ends.
+    fn taken(
+        &mut self,
+        written: Poll<io::Result<usize>>,
+        cx: &mut Context<'_>,
+    ) -> Poll<io::Result<usize>> {
+        if written.is_ready() {
+            self.stalled = None;
+            return written;
+        }
+        let limit = self.patience.idle;
+        let alarm = self.stalled.get_or_insert_with(|| Box::pin(tokio::time::sleep(limit)));
+        ready!(alarm.as_mut().poll(cx));
+        Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the caller takes nothing")))
+    }
+}
+
 fn refuse() -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, "framing refused")
 }
@@ -406,7 +428,8 @@ impl AsyncWrite for Guarded {
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, bytes)
+        let written = Pin::new(&mut self.stream).poll_write(cx, bytes);
+        self.taken(written, cx)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -422,7 +445,8 @@ impl AsyncWrite for Guarded {
         cx: &mut Context<'_>,
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(cx, slices)
+        let written = Pin::new(&mut self.stream).poll_write_vectored(cx, slices);
+        self.taken(written, cx)
     }
 
     fn is_write_vectored(&self) -> bool {

@@ -153,7 +153,9 @@ impl Broker {
         if let Some(deadline) = deadline {
             relay.first_token_limit = relay.first_token_limit.min(deadline);
         }
-        Ok((studied.job(relay, settings.limits.clone(), counted), ask))
+        let mut job = studied.job(relay, settings.limits.clone(), counted);
+        job.content_by = deadline.map(|deadline| record.started() + deadline);
+        Ok((job, ask))
     }
 
     fn authenticate(

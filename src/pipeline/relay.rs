@@ -71,6 +71,8 @@ pub struct Job {
     pub body: Bytes,
     /// Limits.
     pub relay: config::Relay,
+    /// When the first content of a stream is of no more use, where the caller said so.
+    pub content_by: Option<Instant>,
     /// Limits on answers.
     pub limits: config::Limits,
     /// What the watcher must know.
@@ -311,6 +313,7 @@ impl<'a> Attempt<'a> {
     async fn stream(&mut self, placement: &Placement) -> Result<(), Fault> {
         let limit = self.job.relay.first_token_limit;
         let first_by = Instant::now() + limit;
+        let first_by = self.job.content_by.map_or(first_by, |by| by.min(first_by));
         let opening = self.job.open(placement, self.record, "text/event-stream");
         let mut answer = within(first_by, opening)
             .await

@@ -202,6 +202,7 @@ mod tests {
             stream: false,
             body: Bytes::new(),
             relay: settings.relay,
+            content_by: None,
             limits: settings.limits,
             wishes: Wishes {
                 alias: Some("mine".into()),

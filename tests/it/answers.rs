@@ -1,7 +1,7 @@
 //! What berthd changes in an answer on its way, and that it changes nothing else.
 
 use crate::support::{
-    house::{CHAT, House, Plan, chat},
+    house::{CHAT, House, Plan, chat, request},
     raw::{self, Reply},
     scripted::{
         Behaviour::{self, AbsurdUsage, HangBeforeHead, NegativeUsage, NeverStops, NoUsage},
@@ -121,6 +121,37 @@ async fn usage_that_is_absent_or_absurd_becomes_our_count() {
         assert!((TOKENS as u64..=bytes).contains(&output), "{behaviour:?}: {usage}");
         house.close().await;
     }
+}
+
+/// An event of our own looks like the server's.
+#[tokio::test]
+async fn usage_that_we_add_is_an_event_of_the_same_answer() {
+    for (path, object) in [(CHAT, "chat.completion.chunk"), ("/v1/completions", "text_completion")]
+    {
+        let (house, _server) = house(NoUsage, "").await;
+        let mut body = with_usage(chat("mine", PROMPT, true));
+        body["prompt"] = PROMPT.into();
+        let reply = house.send(&request("a", path, "", &body.to_string())).await;
+        let chunks = reply.chunks();
+        let (first, ours) = (&chunks[0], chunks.last().unwrap());
+        assert_eq!((&ours["object"], &ours["model"]), (&json!(object), &json!("mine")));
+        assert_eq!(ours["choices"], json!([]));
+        for same in ["id", "object", "created", "model"] {
+            assert_eq!(first[same], ours[same], "{path}");
+        }
+        assert!(ours["usage"]["completion_tokens"].is_u64() && reply.done());
+        house.close().await;
+    }
+}
+
+#[tokio::test]
+async fn a_stream_without_an_end_mark_gets_one() {
+    let (house, _server) = house(Behaviour::NoDone, "").await;
+    let reply = house.ask(&chat("scripted", PROMPT, true)).await;
+    assert!(reply.done() && reply.whole);
+    assert_eq!(reply.text(), expected_text(PROMPT, TOKENS));
+    assert_eq!(reply.events().iter().filter(|event| *event == "[DONE]").count(), 1);
+    house.close().await;
 }
 
 #[tokio::test]

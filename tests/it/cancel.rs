@@ -1,7 +1,7 @@
 //! Callers who leave: whatever a request held is given back, and its server hears of it at once.
 
 use crate::support::{
-    house::{Chance, House, Plan, chat},
+    house::{CHAT, Chance, House, Plan, chat, request},
     raw::{self, PATIENCE},
     scripted::{
         Behaviour::{self, HangAfterHead, HangBeforeHead},
@@ -11,7 +11,8 @@ use crate::support::{
 use berthd::units::Tokens;
 use std::{sync::Arc, time::Duration};
 use tokio::{
-    net::TcpStream,
+    io::AsyncWriteExt,
+    net::{TcpSocket, TcpStream},
     task::JoinSet,
     time::{Instant, sleep, timeout},
 };
@@ -24,7 +25,7 @@ const TOGETHER: usize = 50;
 const BURST: u64 = 5;
 /// Longest time between a caller's close and what must follow. Loopback takes a millisecond; this leaves
 /// room for a machine that builds something else meanwhile.
-const BOUND: Duration = Duration::from_millis(250);
+const BOUND: Duration = Duration::from_millis(500);
 /// Output tokens held for each request.
 const HELD: u64 = 20_000;
 /// The tenant's tokens a minute: enough for all who are there together.
@@ -174,6 +175,25 @@ async fn callers_who_leave_a_stream_free_the_server() {
     }
     assert_eq!((server.hits.aborted(), server.hits.finished()), (ABORTS as u64, 0));
     tell("streaming", worst);
+    house.close().await;
+}
+
+/// One who stays but reads nothing would hold the server's room for ever.
+#[tokio::test]
+async fn a_caller_who_takes_nothing_is_let_go() {
+    let server = Scripted::start(Behaviour::TooLong(usize::MAX)).await;
+    let plan = Plan::new().listen("idle_limit_s = 0.5").server("s", server.addr, "");
+    let house = House::open(&plan).await;
+    let socket = TcpSocket::new_v4().unwrap();
+    // So that the kernel does not take much in its place.
+    socket.set_recv_buffer_size(4096).unwrap();
+    let mut caller = socket.connect(house.data).await.unwrap();
+    let body = chat("scripted", "never read", true).to_string();
+    caller.write_all(&request("a", CHAT, "", &body)).await.unwrap();
+    let seen = server.hits.until(|hits| hits.aborted() == 1);
+    timeout(PATIENCE, seen).await.expect("the server is freed");
+    house.until_empty().await;
+    drop(caller);
     house.close().await;
 }
 

@@ -21,10 +21,10 @@ use tokio::{
     time::{Instant, sleep},
 };
 
-/// Limits of these tests: a faulty server is given up after a second.
-const RELAY: &str = "first_token_limit_s = 1\nidle_limit_s = 1\nanswer_limit_s = 1\nheartbeat_s = 0.2\nconnect_limit_s = 1";
+/// Limits of these tests. Long enough for a machine that builds something else meanwhile.
+const RELAY: &str = "first_token_limit_s = 3\nidle_limit_s = 3\nanswer_limit_s = 3\nheartbeat_s = 0.2\nconnect_limit_s = 1";
 /// Cases under way together.
-const TOGETHER: usize = 12;
+const TOGETHER: u32 = 24;
 /// Between two requests of the bystander.
 const BYSTANDER_PAUSE: Duration = Duration::from_millis(3);
 
@@ -68,7 +68,7 @@ fn cases() -> Vec<Case> {
         case("hangs after the head", HangAfterHead, Second, Second),
         case("head never ends", TrickleHeaders, Second, Second),
         case("first token late", SlowFirstToken(Duration::from_millis(300)), First, First),
-        case("first token too late", SlowFirstToken(Duration::from_secs(3)), Second, Second),
+        case("first token too late", SlowFirstToken(Duration::from_secs(9)), Second, Second),
         case("stalls mid-stream", StallMidStream(3), Torn(3), Second),
         case("stalls before content", StallMidStream(0), Second, Second),
         case("FIN mid-stream", CutFin(3), Torn(3), Second),
@@ -150,7 +150,8 @@ async fn run(house: &House, pair: Pair) -> String {
     let began = Instant::now();
     let reply = house.ask(&body).await;
     let took = began.elapsed();
-    let told = format!("{} (stream: {stream}): {}", case.name, show(&reply));
+    let cause = house.causes(&model.replace("model", "faulty"));
+    let told = format!("{} (stream: {stream}) {took:?} {cause}: {}", case.name, show(&reply));
     assert!(reply.whole, "the framing always ends: {told}");
     let reached = faulty.map_or(0, |faulty| faulty.hits.requests());
     let attempts = reached + good.hits.requests();
@@ -177,7 +178,11 @@ async fn run(house: &House, pair: Pair) -> String {
         }
     };
     let form = if stream { "stream" } else { "whole" };
-    format!("{:<26} {form:<7} {outcome:<32} {attempts:>8} {:>6}", case.name, took.as_millis())
+    format!(
+        "{:<26} {form:<7} {outcome:<32} {attempts:>8} {:>6}  {cause}",
+        case.name,
+        took.as_millis()
+    )
 }
 
 fn show(reply: &Reply) -> String {
@@ -190,6 +195,7 @@ fn assert_answered(reply: &Reply, stream: bool, text: &str, cut: bool, told: &st
     assert_eq!(reply.status, 200, "{told}");
     let (got, finish) = if stream {
         assert!(reply.chunks().iter().all(|chunk| chunk["error"].is_null()), "{told}");
+        assert!(reply.done(), "{told}");
         (reply.text(), reply.finish().unwrap_or_default())
     } else {
         let body = reply.json();
@@ -244,12 +250,14 @@ async fn every_fault_is_answered_whole_or_with_a_typed_error() {
     let mut bystander = JoinSet::new();
     let (inside, until) = (Arc::clone(&house), Arc::clone(&over));
     bystander.spawn(async move { bystand(&inside, &until).await });
-    let places = Arc::new(Semaphore::new(TOGETHER));
+    let places = Arc::new(Semaphore::new(TOGETHER as usize));
     let mut running = JoinSet::new();
     for (number, pair) in pairs.into_iter().enumerate() {
         let (house, places) = (Arc::clone(&house), Arc::clone(&places));
         running.spawn(async move {
-            let _place = places.acquire_owned().await;
+            // What takes a core for long in a build for tests has its limits to itself.
+            let heavy = matches!(pair.case.behaviour, HugeLine | Utf8CutEveryByte);
+            let _place = places.acquire_many_owned(if heavy { TOGETHER } else { 1 }).await;
             (number, run(&house, pair).await)
         });
     }
@@ -260,12 +268,12 @@ async fn every_fault_is_answered_whole_or_with_a_typed_error() {
     lines.sort_unstable();
     over.store(true, SeqCst);
     let (count, worst) = bystander.join_next().await.unwrap().unwrap();
-    println!("{:<26} {:<7} {:<32} {:>8} {:>6}", "case", "form", "outcome", "attempts", "ms");
+    println!("{:<26} {:<7} {:<32} {:>8} {:>6}  cause", "case", "form", "outcome", "attempts", "ms");
     for (_, line) in lines {
         println!("{line}");
     }
     println!("bystander: {count} of {count} answered whole, slowest {} ms", worst.as_millis());
-    assert!(count > 20, "the bystander was there all the while");
+    assert!(count > 10, "the bystander was there all the while");
     assert_eq!(healthy.hits.requests(), count);
     Arc::into_inner(house).unwrap().close().await;
 }
@@ -310,8 +318,8 @@ fn alone() -> Vec<Alone> {
         ("400, detail", said(r#"{"detail":"too hot"}"#), 400, "rejected_by_server", "too hot"),
         ("400, no JSON", said("<html>"), 400, "rejected_by_server", "400"),
         ("dies", Behaviour::ok(), 502, "server_failed", "cannot be reached"),
-        ("hangs before the head", HangBeforeHead, 504, "server_timeout", "within 1 s"),
-        ("hangs after the head", HangAfterHead, 504, "server_timeout", "within 1 s"),
+        ("hangs before the head", HangBeforeHead, 504, "server_timeout", "within 3 s"),
+        ("hangs after the head", HangAfterHead, 504, "server_timeout", "within 3 s"),
         ("web page", HtmlWith200, 502, "server_failed", "text/html"),
         ("error object", ErrorObjectWith200, 502, "server_failed", ""),
         ("broken JSON", BrokenJson200, 502, "server_failed", ""),
@@ -345,7 +353,7 @@ async fn ask_alone(house: &House, model: &str, stream: bool, expected: Alone) ->
 #[tokio::test]
 async fn a_faulty_server_alone_gives_the_right_status() {
     // No heartbeat in time, so that the status can still tell.
-    let mut plan = Plan::new().relay(&RELAY.replace("heartbeat_s = 0.2", "heartbeat_s = 5"));
+    let mut plan = Plan::new().relay(&RELAY.replace("heartbeat_s = 0.2", "heartbeat_s = 10"));
     let mut servers = Vec::new();
     for stream in [true, false] {
         for expected in alone() {

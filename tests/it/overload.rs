@@ -189,6 +189,25 @@ async fn a_deadline_that_cannot_be_met_is_refused_before_the_wait() {
     full.finish(callers).await.close().await;
 }
 
+/// The deadline is the caller's, not each server's.
+#[tokio::test]
+async fn a_deadline_holds_over_all_attempts() {
+    let mut plan = Plan::new();
+    let mut servers = Vec::new();
+    for name in ["one", "two", "three"] {
+        let server = Scripted::start(Behaviour::HangBeforeHead).await;
+        plan = plan.server(name, server.addr, "");
+        servers.push(server);
+    }
+    let house = House::open(&plan).await;
+    let header = "X-Berthd-Deadline-Ms: 300\r\n";
+    let reply = house.ask_as("a", header, &chat("scripted", "hurried", true)).await;
+    assert_eq!((reply.status, &reply.json()["error"]["code"]), (504, &"server_timeout".into()));
+    let asked: u64 = servers.iter().map(|server| server.hits.requests()).sum();
+    assert_eq!(asked, 1, "there was no time left for a second");
+    house.close().await;
+}
+
 #[tokio::test]
 async fn a_drained_server_takes_nothing_new_and_finishes_what_it_has() {
     let (go, wait) = watch::channel(false);

@@ -7,7 +7,7 @@ use berthd::{
     config,
     daemon::{Daemon, Fatal},
     pipeline::{Broker, dispatch::ServerView},
-    snapshot::Health,
+    snapshot::{GpuPlane, Health},
     systemd::{Listeners, Notifier},
     units::Tokens,
 };
@@ -195,6 +195,19 @@ impl House {
         let servers = self.servers();
         let tokens = servers.iter().fold(Tokens::ZERO, |sum, one| sum.plus(one.placed_tokens));
         (servers.iter().map(|server| server.placed).sum(), tokens)
+    }
+
+    /// Why a server's attempts failed, as the metrics have it; empty where none did.
+    pub fn causes(&self, server: &str) -> String {
+        let dispatch = &self.broker.dispatch;
+        let metrics = &self.broker.books.metrics;
+        let page = metrics.page(&dispatch.waiting(), &dispatch.servers(), &GpuPlane::Off);
+        let of_server = format!("server=\"{server}\"");
+        let lines = page.lines().filter(|line| line.starts_with("berthd_server_failures_total"));
+        let causes = lines.filter(|line| line.contains(&of_server)).filter_map(|line| {
+            line.split_once("cause=\"").and_then(|(_, rest)| rest.split('"').next())
+        });
+        causes.collect::<Vec<_>>().join(", ")
     }
 
     /// Waits until a condition holds; a test fails that waits too long.
