@@ -126,6 +126,10 @@ impl Daemon {
         notifier.status("loading models");
         let configured = settings.servers.clone();
         let broker = Broker::new(live(settings, None).await?);
+        if let Ok(address) = data.local_addr() {
+            // A fresh broker has none yet.
+            let _ = broker.data.set(address);
+        }
         let mut parts = Parts { broker, watched: HashMap::new(), notifier, reread, own_ports };
         for server in configured {
             parts.add(server).await?;

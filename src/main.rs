@@ -5,6 +5,7 @@ use clap::{Parser, error::ErrorKind};
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
+    one_rayon_thread();
     let parsed = match Cli::try_parse() {
         Ok(parsed) => parsed,
         Err(error) => {
@@ -21,5 +22,16 @@ fn main() -> ExitCode {
             eprintln!("berthd: {}", failure.message);
             ExitCode::from(failure.code)
         }
+    }
+}
+
+/// The embedded model's products ask for the number of threads each time; without this variable each
+/// asking reads /proc/cpuinfo, which takes milliseconds on a host with many cores.
+#[expect(unsafe_code, reason = "setting a variable is unsafe beside other threads")]
+fn one_rayon_thread() {
+    const NAME: &str = "RAYON_NUM_THREADS";
+    if std::env::var_os(NAME).is_none() {
+        // SAFETY: this is the first thing the process does; there is no other thread yet.
+        unsafe { std::env::set_var(NAME, "1") };
     }
 }

@@ -189,7 +189,7 @@ pub fn status(broker: &Broker, gpus: &GpuPlane) -> Status {
         state: if stopping { "stopping" } else { "serving" },
         uptime_s: broker.books.metrics.uptime().as_secs_f64(),
         connections: broker.books.metrics.connections_now(),
-        data: live.settings.listen.data.to_string(),
+        data: broker.data.get().unwrap_or(&live.settings.listen.data).to_string(),
         gpus: gpu_report(gpus),
         running: views.iter().map(|view| view.placed).sum(),
         servers: views.into_iter().map(server).collect(),

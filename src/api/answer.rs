@@ -54,6 +54,8 @@ pub struct Expected {
     pub prompt: Tokens,
     /// Our count of the output.
     pub completion: Tokens,
+    /// Bytes of output text.
+    pub bytes: u64,
     /// True when our input count is exact rather than an estimate.
     pub exact: bool,
     /// How many prompts and choices share this usage.
@@ -61,9 +63,9 @@ pub struct Expected {
 }
 
 /// Reads a usage object. `None` when it is absent, broken, negative, or so far from what passed
-/// through our hands that it cannot be true: an output more than eight times ours (a server counts
-/// special tokens and pieces that never became text, but not that many), or an input that differs
-/// from an exact count by half and more than 64 tokens.
+/// through our hands that it cannot be true: more output tokens than bytes came and than eight times
+/// our own count (a server counts special tokens and pieces that never became text, but not that
+/// many), or an input that differs from an exact count by half and more than 64 tokens.
 pub fn believable(text: Option<&str>, expected: Expected) -> Option<Usage> {
     let raw: Raw = serde_json::from_str(text?).ok()?;
     let prompt = Tokens(u64::try_from(raw.prompt_tokens?).ok()?);
@@ -73,7 +75,8 @@ pub fn believable(text: Option<&str>, expected: Expected) -> Option<Usage> {
     let cached = Tokens(u64::try_from(cached).unwrap_or(0).min(prompt.get()));
     let ours = expected.completion.get();
     let answers = expected.answers.max(1);
-    if completion.get() > ours.saturating_mul(8).saturating_add(answers.saturating_mul(64)) {
+    let most = ours.saturating_mul(8).max(expected.bytes);
+    if completion.get() > most.saturating_add(answers.saturating_mul(64)) {
         return None;
     }
     // Output was seen, so none cannot be right.
@@ -94,7 +97,13 @@ mod tests {
 
     #[test]
     fn absurd_usage_is_not_believed() {
-        let ours = Expected { prompt: Tokens(20), completion: Tokens(5), exact: true, answers: 1 };
+        let ours = Expected {
+            prompt: Tokens(20),
+            completion: Tokens(5),
+            bytes: 20,
+            exact: true,
+            answers: 1,
+        };
         let good = r#"{"prompt_tokens":20,"completion_tokens":6,"total_tokens":26,"prompt_tokens_details":{"cached_tokens":16}}"#;
         let usage = Usage { prompt: Tokens(20), completion: Tokens(6), cached: Tokens(16) };
         assert_eq!(believable(Some(good), ours), Some(usage));
@@ -116,7 +125,13 @@ mod tests {
 
     #[test]
     fn an_estimate_is_corrected_by_the_server() {
-        let ours = Expected { prompt: Tokens(20), completion: Tokens(5), exact: false, answers: 1 };
+        let ours = Expected {
+            prompt: Tokens(20),
+            completion: Tokens(5),
+            bytes: 20,
+            exact: false,
+            answers: 1,
+        };
         let far = r#"{"prompt_tokens":900,"completion_tokens":5}"#;
         assert_eq!(believable(Some(far), ours).unwrap().prompt, Tokens(900));
     }

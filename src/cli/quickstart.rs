@@ -82,16 +82,15 @@ pub fn run(options: Options) -> Result<(), Failure> {
         let tour = async move {
             let result = tour(&options, &broker, gpus, &key, at, admin, &socket, started).await;
             if once || result.is_err() {
+                // The daemon may have ended first.
                 let _ = over.send(());
-            } else {
-                // Serving goes on: the sender lives as long as the daemon.
-                std::mem::forget(over);
             }
             result
         };
         let stop = async {
             tokio::select! {
                 () = stop => {}
+                // A sender dropped without a word means: go on serving.
                 Ok(()) = tour_over => {}
             }
         };
@@ -124,7 +123,7 @@ fn settings_text(options: &Options, key: &str, socket: &Path) -> Result<String, 
     let quote = |text: String| serde_json::to_string(&text).map_err(Failure::internal);
     Ok(format!(
         "[listen]\ndata = {}\nadmin = {}\nsocket = {}\ndrain_limit_s = 5\n\
-         [log]\nlevel = \"warn\"\n[probe]\ndiscover = {}\n\
+         [log]\nlevel = \"error\"\n[probe]\ndiscover = {}\n\
          [[tenants]]\nname = \"quickstart\"\ntier = \"interactive\"\nkeys_sha256 = [\"{}\"]\n\
          [[servers]]\nname = \"embedded\"\nkind = \"embedded\"\nfolder = {}\n",
         quote(options.listen.to_string())?,

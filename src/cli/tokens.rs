@@ -49,8 +49,9 @@ pub fn run(options: &Options) -> Result<(), Failure> {
         .map_err(|refusal| Failure::usage(refusal.message))?;
     let (counter, server) = sources(options, &request.model)?;
     let outgoing = outgoing::body(&request, request.model.as_str());
+    let local = counter.as_ref().map(|counter| counter.count(route, &body));
     let counted = super::one_thread()?
-        .block_on(count(counter.as_ref(), server, &request, &body, &outgoing))
+        .block_on(count(local.as_ref(), server, route, body.len(), &outgoing))
         .map_err(|refusal| Failure::usage(refusal.message))?;
     let how = match counted.source {
         Source::Exact => "exact: rendered and tokenised with the model's own files",

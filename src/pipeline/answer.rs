@@ -92,7 +92,7 @@ const SURPLUS_LIMIT: Duration = Duration::from_secs(5);
 /// # Errors
 /// Too large, too slow, or broken off.
 pub async fn read_body<B>(
-    mut body: B,
+    body: &mut B,
     headers: &HeaderMap,
     limits: &Limits,
     limit: Duration,
@@ -105,11 +105,11 @@ where
         .get(CONTENT_LENGTH)
         .and_then(|value| value.to_str().ok()?.parse::<u64>().ok())
         .and_then(|length| usize::try_from(length).ok());
-    let whole = read(&mut body, max, announced.unwrap_or(0).min(max));
+    let whole = read(body, max, announced.unwrap_or(0).min(max));
     match tokio::time::timeout(limit, whole).await {
         Ok(Ok(Some(bytes))) if announced.is_none_or(|length| length <= max) => Ok(bytes),
         Ok(Ok(_)) => {
-            let rest = read(&mut body, SURPLUS_MAX, 0);
+            let rest = read(body, SURPLUS_MAX, 0);
             // Whatever comes of it, the answer is the same.
             let _ = tokio::time::timeout(SURPLUS_LIMIT, rest).await;
             let text = format!(
@@ -126,6 +126,22 @@ where
             let text = format!("The body did not come within {:.0} s.", limit.as_secs_f64());
             Err(Refusal::new(Reason::BodyTimeout, text))
         }
+    }
+}
+
+/// How much of a refused request's body is read, and for how long, so that a caller who is still
+/// sending it hears the refusal instead of a reset. Little: nobody here is known yet.
+const REFUSED_MAX: usize = 1 << 20;
+const REFUSED_LIMIT: Duration = Duration::from_millis(500);
+
+/// Reads away what is left of a refused request.
+pub async fn discard<B>(body: &mut B)
+where
+    B: Body<Data = Bytes> + Unpin,
+{
+    if !body.is_end_stream() {
+        // Whatever comes of it, the answer is the same.
+        let _ = tokio::time::timeout(REFUSED_LIMIT, read(body, REFUSED_MAX, 0)).await;
     }
 }
 

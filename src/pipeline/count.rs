@@ -4,7 +4,7 @@
 //! an estimate, and says so wherever it is shown.
 
 use crate::{
-    api::{Request, Route},
+    api::Route,
     config::Settings,
     error::{Reason, Refusal},
     ids::ModelName,
@@ -129,8 +129,6 @@ pub struct Counters {
     models: HashMap<ModelName, Arc<Counter>>,
 }
 
-/// Inputs up to this size are counted in place: at some 80 MB/s it takes less than handing them over.
-const INLINE_MAX: usize = 32 * 1024;
 /// How long a server may take to count for us.
 const ASK_LIMIT: Duration = Duration::from_secs(2);
 
@@ -199,56 +197,40 @@ fn folders_of(settings: &Settings) -> Vec<(ModelName, PathBuf, ServerKind)> {
     folders
 }
 
-/// Counts the input of a request: exactly if the files are here, else as the server says, else by
-/// estimate.
+/// The input count of a request: ours where we have one, else as the server says, else an estimate.
 ///
 /// # Errors
 /// The template refuses the conversation: the caller's to mend, as the server would say.
 pub async fn count(
-    counter: Option<&Arc<Counter>>,
+    local: Option<&Result<Tokens, CountError>>,
     server: Option<Arc<dyn ModelServer>>,
-    request: &Request<'_>,
-    body: &Bytes,
+    route: Route,
+    body_bytes: usize,
     outgoing: &Bytes,
 ) -> Result<Counted, Refusal> {
-    if let Some(counter) = counter {
-        match count_here(counter, request.route, body).await {
-            Ok(tokens) => return Ok(Counted { tokens, source: Source::Exact }),
-            Err(error @ (CountError::NoMessages | CountError::TooCostly(_))) => {
-                return Err(Refusal::new(Reason::TemplateRefused, error.to_string()));
-            }
-            Err(CountError::Template(text)) => {
-                let text = format!("The model's chat template refuses this conversation: {text}");
-                return Err(Refusal::new(Reason::TemplateRefused, text).param("messages"));
-            }
-            Err(error) => tracing::debug!(%error, "not counted here"),
+    match local {
+        Some(Ok(tokens)) => return Ok(Counted { tokens: *tokens, source: Source::Exact }),
+        Some(Err(CountError::Template(text))) => {
+            let text = format!("The model's chat template refuses this conversation: {text}");
+            return Err(Refusal::new(Reason::TemplateRefused, text).param("messages"));
         }
+        Some(Err(error @ (CountError::NoMessages | CountError::TooCostly(_)))) => {
+            return Err(Refusal::new(Reason::TemplateRefused, error.to_string()));
+        }
+        Some(Err(error)) => tracing::debug!(%error, "not counted here"),
+        None => {}
     }
     if let Some(server) = server {
-        let asked = server.count(request.route, outgoing.clone());
+        let asked = server.count(route, outgoing.clone());
         if let Ok(Some(tokens)) = tokio::time::timeout(ASK_LIMIT, asked).await {
             return Ok(Counted { tokens, source: Source::Server });
         }
     }
-    Ok(Counted { tokens: estimate(body), source: Source::Estimate })
-}
-
-async fn count_here(
-    counter: &Arc<Counter>,
-    route: Route,
-    body: &Bytes,
-) -> Result<Tokens, CountError> {
-    if body.len() <= INLINE_MAX {
-        return counter.count(route, body);
-    }
-    let (counter, body) = (Arc::clone(counter), body.clone());
-    tokio::task::spawn_blocking(move || counter.count(route, &body))
-        .await
-        .unwrap_or_else(|error| Err(CountError::NotAvailable(error.to_string())))
+    Ok(Counted { tokens: estimate(body_bytes), source: Source::Estimate })
 }
 
 /// A token for every four bytes of the body, rounded up. English prose runs at 4 to 5 bytes a token and
 /// the JSON around it about makes up for templates; other scripts run denser, up to a token a character.
-fn estimate(body: &[u8]) -> Tokens {
-    Tokens((body.len() as u64).div_ceil(4))
+fn estimate(body_bytes: usize) -> Tokens {
+    Tokens((body_bytes as u64).div_ceil(4))
 }

@@ -62,7 +62,7 @@ async fn whole(
             Ok(placement) => placement,
             Err(refusal) => return refuse_whole(record, &id, last, refusal, fixed),
         };
-        match relay::whole(&job, &placement, &mut record).await {
+        match relay::whole(&job, &placement, &record).await {
             Ok((body, watched)) => {
                 placement.report(Outcome::Answered);
                 let facts = facts_of(&record);

@@ -28,7 +28,7 @@ pub struct Ended<'a> {
     pub attempts: u32,
     /// Tokens used.
     pub usage: Usage,
-    /// Time to the first content.
+    /// Time to the first content, of a stream.
     pub ttft: Option<Duration>,
     /// Time in all.
     pub elapsed: Duration,
@@ -208,7 +208,8 @@ impl Record {
             ttft: self.ttft,
             elapsed,
         });
-        let millis = |time: Duration| time.as_secs_f64() * 1e3;
+        // Microseconds are enough, and read better than every binary digit.
+        let millis = |time: Duration| time.as_micros() as f64 / 1e3;
         tracing::info!(
             id = self.id.as_str(),
             route = self.route,

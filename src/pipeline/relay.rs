@@ -14,7 +14,7 @@ use crate::{
     api::{
         Route,
         event::{self, Said},
-        stream::Splitter,
+        stream::{Event, Splitter},
     },
     config,
     error::{Reason, Refusal},
@@ -198,7 +198,7 @@ async fn whole_body(body: &mut AnswerBody, max: usize) -> Result<Bytes, &'static
 pub async fn whole(
     job: &Job,
     placement: &Placement,
-    record: &mut Record,
+    record: &Record,
 ) -> Result<(Bytes, Watched), Fault> {
     let limit = job.relay.answer_limit;
     let max = usize::try_from(job.limits.answer_max.get()).unwrap_or(usize::MAX);
@@ -211,7 +211,6 @@ pub async fn whole(
     let body = within(Instant::now() + limit, work)
         .await
         .unwrap_or_else(|| Err(Fault::silent(limit, "whole answer")))?;
-    record.first_content();
     super::whole::check(job, body)
         .map_err(|cause| Fault::failed(cause, "The model server's answer was not an answer."))
 }
@@ -240,6 +239,15 @@ pub enum Ending {
     Again(Fault),
     /// Not whole, and the caller has seen a part: only an honest end is left.
     Torn(Fault),
+}
+
+/// Who ended an answer.
+#[derive(Clone, Copy, Debug)]
+enum Over {
+    /// The server.
+    Done,
+    /// We did, at `max_tokens`.
+    Cut,
 }
 
 /// One streamed attempt.
@@ -318,14 +326,19 @@ impl<'a> Attempt<'a> {
                     )
                 })?;
                 let Some(event) = event else { break };
-                if self.step(&event).await? {
-                    drain(&mut answer.body).await;
-                    return Ok(());
+                match self.step(&event).await? {
+                    None => {}
+                    // It would go on: its connection is closed instead.
+                    Some(Over::Cut) => return Ok(()),
+                    Some(Over::Done) => {
+                        drain(&mut answer.body).await;
+                        return Ok(());
+                    }
                 }
             }
         }
         if let Some(event) = splitter.rest()
-            && self.step(&event).await?
+            && self.step(&event).await?.is_some()
         {
             return Ok(());
         }
@@ -365,8 +378,8 @@ impl<'a> Attempt<'a> {
         })
     }
 
-    /// Handles one event. `true`: the answer is whole.
-    async fn step(&mut self, event: &crate::api::stream::Event) -> Result<bool, Fault> {
+    /// Handles one event. `Some`: the answer is whole, and whether the server thinks so too.
+    async fn step(&mut self, event: &Event) -> Result<Option<Over>, Fault> {
         let step = self.watcher.read(event);
         self.note_content();
         match step {
@@ -381,14 +394,14 @@ impl<'a> Attempt<'a> {
                 for raw in last {
                     self.slot.give(raw).await;
                 }
-                return Ok(true);
+                return Ok(Some(Over::Cut));
             }
             Step::Done(last) => {
                 self.flush().await;
                 for raw in last {
                     self.slot.give(raw).await;
                 }
-                return Ok(true);
+                return Ok(Some(Over::Done));
             }
             Step::Broken(cause) => {
                 let text = match event.data().as_deref().map(event::read) {
@@ -398,7 +411,7 @@ impl<'a> Attempt<'a> {
                 return Err(Fault::failed(cause, text));
             }
         }
-        Ok(false)
+        Ok(None)
     }
 
     fn note_content(&mut self) {

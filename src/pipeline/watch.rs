@@ -86,6 +86,8 @@ pub struct Watcher {
     choices: Vec<Progress>,
     usage: Option<Usage>,
     usage_seen: bool,
+    /// Bytes of content, as JSON text.
+    bytes: u64,
     /// Some event carried content or a finish.
     pub committed: bool,
     /// The event just read carried content.
@@ -96,7 +98,15 @@ impl Watcher {
     /// A watcher at the beginning of a stream.
     pub fn new(wishes: Wishes) -> Self {
         let choices = vec![Progress::default(); wishes.choices.max(1)];
-        Self { wishes, choices, usage: None, usage_seen: false, committed: false, content: false }
+        Self {
+            wishes,
+            choices,
+            usage: None,
+            usage_seen: false,
+            bytes: 0,
+            committed: false,
+            content: false,
+        }
     }
 
     /// Output tokens so far, by our count.
@@ -174,7 +184,8 @@ impl Watcher {
     /// over `max_tokens`.
     fn progress(&mut self, choice: &Choice<'_>) -> Option<bool> {
         let index = usize::try_from(choice.index).ok()?;
-        let new = output_of(choice, self.wishes.counter.as_deref());
+        let (new, bytes) = output_of(choice, self.wishes.counter.as_deref());
+        self.bytes = self.bytes.saturating_add(bytes);
         let in_tools = choice.delta.as_ref().is_some_and(|delta| delta.tool_calls.is_some());
         let progress = self.choices.get_mut(index)?;
         progress.begun = true;
@@ -261,6 +272,7 @@ impl Watcher {
         let expected = Expected {
             prompt: self.wishes.prompt,
             completion: self.output(),
+            bytes: self.bytes,
             exact: self.wishes.exact,
             answers: self.choices.len() as u64,
         };
@@ -337,20 +349,25 @@ impl Watcher {
     }
 }
 
-/// Output tokens in one choice's part: one for each piece, more where a tokenizer says so.
-fn output_of(choice: &Choice<'_>, counter: Option<&Counter>) -> Tokens {
+/// Output tokens in one choice's part of an event, and its bytes. A short part is one token. A longer
+/// one is counted by the tokenizer; without one it has a token for every six bytes, which is less than
+/// nearly all text has: a server that keeps the limit must never be cut.
+fn output_of(choice: &Choice<'_>, counter: Option<&Counter>) -> (Tokens, u64) {
+    let bytes: usize = choice.parts().map(|part| part.get().len()).sum();
+    if bytes == 0 {
+        return (Tokens::ZERO, 0);
+    }
+    if bytes <= ONE_TOKEN_BYTES {
+        return (Tokens(1), bytes as u64);
+    }
     let mut tokens = Tokens::ZERO;
     for part in choice.parts() {
-        let raw = part.get();
-        let counted = if raw.len() <= ONE_TOKEN_BYTES {
-            None
-        } else {
-            let text = serde_json::from_str::<String>(raw).ok();
-            text.and_then(|text| counter.and_then(|counter| counter.output(&text)))
-        };
-        tokens = tokens.plus(counted.unwrap_or(Tokens(1)).max(Tokens(1)));
+        let text = serde_json::from_str::<String>(part.get()).ok();
+        let counted = text.and_then(|text| counter.and_then(|counter| counter.output(&text)));
+        let few = Tokens((part.get().len() as u64).div_ceil(6));
+        tokens = tokens.plus(counted.unwrap_or(few));
     }
-    tokens
+    (tokens.max(Tokens(1)), bytes as u64)
 }
 
 #[cfg(test)]

@@ -37,7 +37,7 @@ fn embeddings(
     if chunk.data.is_none_or(|data| data.get().len() < 3) {
         return Err("empty_answer");
     }
-    let expected = expected(job, Tokens::ZERO);
+    let expected = expected(job, Tokens::ZERO, 0);
     let said = believable(chunk.usage.map(RawValue::get), expected);
     let usage = said.unwrap_or(Usage { prompt: job.wishes.prompt, ..Usage::default() });
     let mut changes = Changes::new(job, chunk);
@@ -61,10 +61,12 @@ fn generation(
         return Err(super::watch::faults::UNFINISHED);
     }
     let mut output = Tokens::ZERO;
+    let mut bytes = 0;
     let mut too_long = false;
     for choice in choices {
         let mine = choice.parts().fold(Tokens::ZERO, |sum, part| sum.plus(count(job, part)));
         output = output.plus(mine);
+        bytes += choice.parts().map(|part| part.get().len() as u64).sum::<u64>();
         // Text that is cut into tokens anew may come out a little longer than it was generated.
         too_long |= job.wishes.max_tokens.is_some_and(|most| {
             mine.get() > most.get().saturating_add(most.get() / 8).saturating_add(4)
@@ -73,7 +75,7 @@ fn generation(
     if too_long {
         return Ok(cut(job, body));
     }
-    let said = believable(chunk.usage.map(RawValue::get), expected(job, output));
+    let said = believable(chunk.usage.map(RawValue::get), expected(job, output, bytes));
     let usage = said.unwrap_or(Usage {
         prompt: job.wishes.prompt,
         completion: output,
@@ -86,22 +88,23 @@ fn generation(
     Ok((changes.apply(body), Watched { usage, from_server: said.is_some() }))
 }
 
-fn expected(job: &Job, completion: Tokens) -> Expected {
+fn expected(job: &Job, completion: Tokens, bytes: u64) -> Expected {
     Expected {
         prompt: job.wishes.prompt,
         completion,
+        bytes,
         exact: job.wishes.exact,
         answers: job.wishes.choices as u64,
     }
 }
 
-/// Tokens of one part of an answer: by the model's tokenizer, else one for every four bytes.
+/// Tokens of one part of an answer: by the model's tokenizer, else one for every six bytes, as the
+/// watcher of streams has it.
 fn count(job: &Job, part: &RawValue) -> Tokens {
-    let Ok(text) = serde_json::from_str::<String>(part.get()) else {
-        return Tokens((part.get().len() as u64).div_ceil(4));
-    };
-    let counted = job.wishes.counter.as_ref().and_then(|counter| counter.output(&text));
-    counted.unwrap_or_else(|| Tokens((text.len() as u64).div_ceil(4)))
+    let text = serde_json::from_str::<String>(part.get()).ok();
+    let counter = job.wishes.counter.as_ref();
+    let counted = text.and_then(|text| counter.and_then(|counter| counter.output(&text)));
+    counted.unwrap_or_else(|| Tokens((part.get().len() as u64).div_ceil(6)))
 }
 
 /// The server ignored `max_tokens`: each text is cut at the limit and its choice ends for `length`. A
