@@ -47,7 +47,8 @@ pub fn request(door: &Door, ask: Ask) -> Vec<u8> {
         r#"{{"model":"simulated","messages":[{{"role":"system","content":"{system}"}},{{"role":"user","content":"{user}"}}],"max_tokens":{},"temperature":0.7,"stream":{}}}"#,
         ask.tokens, ask.stream
     );
-    let key = door.key.as_ref().map_or_else(String::new, |k| format!("Authorization: Bearer {k}\r\n"));
+    let key =
+        door.key.as_ref().map_or_else(String::new, |k| format!("Authorization: Bearer {k}\r\n"));
     format!(
         "POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1:{}\r\nContent-Type: application/json\r\n{key}Content-Length: {}\r\n\r\n{body}",
         door.port,
