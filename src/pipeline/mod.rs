@@ -1,6 +1,7 @@
 //! What happens to a request, in one straight line: authenticate, parse, count, admit, queue, place,
 //! relay, settle.
 
+pub mod alarm;
 pub mod answer;
 pub mod auth;
 pub mod count;

@@ -5,6 +5,7 @@
 //! typed error. That rule is the `match` in `Attempt::outcome` and nowhere else.
 
 use super::{
+    alarm::Alarm,
     dispatch::{Outcome, Placement},
     flow::Slot,
     record::Record,
@@ -260,6 +261,7 @@ pub struct Attempt<'a> {
     watcher: Watcher,
     gaps: Histogram,
     last_content: Option<Instant>,
+    alarm: Alarm,
     /// Events from before the commit point, in order.
     held: Vec<Bytes>,
     held_bytes: usize,
@@ -278,6 +280,7 @@ impl<'a> Attempt<'a> {
             watcher,
             gaps,
             last_content: None,
+            alarm: Alarm::default(),
             held: Vec::new(),
             held_bytes: 0,
             tail: None,
@@ -315,13 +318,15 @@ impl<'a> Attempt<'a> {
         let first_by = Instant::now() + limit;
         let first_by = self.job.content_by.map_or(first_by, |by| by.min(first_by));
         let opening = self.job.open(placement, self.record, "text/event-stream");
-        let mut answer = within(first_by, opening)
+        let answer = within(first_by, opening)
             .await
             .unwrap_or_else(|| Err(Fault::silent(limit, "first content")))?;
+        // The head is read, and the buffer that it came in is the body's again once the head is gone.
+        let Answer { mut body, .. } = answer;
         let max = usize::try_from(self.job.limits.event_max.get()).unwrap_or(usize::MAX);
         let mut splitter = Splitter::new(max);
         loop {
-            let piece = self.next_piece(&mut answer.body, first_by).await?;
+            let piece = self.next_piece(&mut body, first_by).await?;
             let Some(piece) = piece else { break };
             splitter.push(piece);
             loop {
@@ -337,7 +342,7 @@ impl<'a> Attempt<'a> {
                     // It would go on: its connection is closed instead.
                     Some(Over::Cut) => return Ok(()),
                     Some(Over::Done) => {
-                        self.tail = Some(answer.body);
+                        self.tail = Some(body);
                         return Ok(());
                     }
                 }
@@ -375,7 +380,7 @@ impl<'a> Attempt<'a> {
         } else {
             (first_by, self.job.relay.first_token_limit, "first content")
         };
-        let Some(piece) = within(until, body.next()).await else {
+        let Some(piece) = self.alarm.within(until, body.next()).await else {
             return Err(Fault::silent(limit, what));
         };
         piece.transpose().map_err(|error| {

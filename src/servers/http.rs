@@ -230,13 +230,13 @@ impl Client {
             .map_err(|error| CallError::Connect(error.to_string()))?;
         // Tokens are small; waiting to fill a packet would delay each.
         stream.set_nodelay(true).map_err(|error| CallError::Connect(error.to_string()))?;
-        let socket = Arc::new(stream);
+        let wire = Wire::new(stream);
         let (sender, connection) = Builder::new()
             .max_buf_size(MAX_READ_BUFFER)
-            .handshake(TokioIo::new(Wire::new(Arc::clone(&socket))))
+            .handshake(TokioIo::new(wire.clone()))
             .await
             .map_err(|error| CallError::Connect(describe(&error)))?;
-        Ok(Link { sender, connection: Box::pin(connection), socket, idle_since: Instant::now() })
+        Ok(Link { sender, connection: Box::pin(connection), wire, idle_since: Instant::now() })
     }
 }
 
@@ -266,20 +266,8 @@ type Io = TokioIo<Wire>;
 struct Link {
     sender: SendRequest<Full<Bytes>>,
     connection: Pin<Box<Connection<Io, Full<Bytes>>>>,
-    socket: Arc<TcpStream>,
+    wire: Wire,
     idle_since: Instant,
-}
-
-impl Link {
-    /// An idle HTTP/1 socket has nothing to read. Bytes are an answer nobody asked for, the end of
-    /// stream is a closed connection; both make it useless. Asked of the kernel itself, since the
-    /// runtime's idea of readiness may be older than the bytes.
-    fn silent(&self) -> bool {
-        use rustix::net::{RecvFlags, recv};
-        let mut byte = [0u8; 1];
-        let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
-        matches!(recv(&*self.socket, &mut byte[..], flags), Err(rustix::io::Errno::AGAIN))
-    }
 }
 
 struct Pool {
@@ -296,7 +284,10 @@ impl Pool {
     fn take(&self) -> Option<Link> {
         loop {
             let link = self.lock().pop()?;
-            if link.idle_since.elapsed() < IDLE_AGE_MAX && link.silent() && link.sender.is_ready() {
+            if link.idle_since.elapsed() < IDLE_AGE_MAX
+                && link.wire.is_silent()
+                && link.sender.is_ready()
+            {
                 return Some(link);
             }
         }
