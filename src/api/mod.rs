@@ -1,6 +1,7 @@
 //! What callers say: OpenAI requests, read strictly and written anew for the server.
 
 pub mod answer;
+pub mod chunked;
 pub mod event;
 pub mod fields;
 pub mod json;

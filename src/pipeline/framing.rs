@@ -1,35 +1,14 @@
 //! HTTP/1 framing, stricter than the library below: whatever two readers could cut differently is
 //! refused before it is read.
 //!
-//! The guard sits between socket and HTTP library and follows the bytes through heads and bodies. It
-//! refuses Content-Length beside Transfer-Encoding, repeated lengths and hosts, folded lines, bare line
-//! feeds, any coding but `chunked`, absolute targets, and heads that come too slowly (RFC 9112, sections
-//! 2.2, 3.2, 6.1 and 11.2, at their strictest).
+//! A [`Follower`] follows the bytes of a connection through heads and bodies. It refuses Content-Length
+//! beside Transfer-Encoding, repeated lengths and hosts, folded lines, bare line feeds, any coding but
+//! `chunked`, and targets that are no path (RFC 9112, sections 2.2, 3.2, 6.1 and 11.2, at their strictest).
 
-use std::{
-    fmt,
-    future::Future,
-    io,
-    pin::Pin,
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
-    task::{Context, Poll, ready},
-    time::Duration,
-};
-use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
-    net::TcpStream,
-    time::{Instant, Sleep},
-};
+use crate::api::chunked::{Chunked, Piece};
 
 /// Largest request head.
 const HEAD_MAX: usize = 64 * 1024;
-/// Longest chunk-size line, extensions included.
-const CHUNK_LINE_MAX: usize = 256;
-/// Longest trailer section.
-const TRAILER_MAX: usize = 4096;
 
 /// What was wrong with the framing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,15 +40,7 @@ enum Phase {
     /// A body of known length.
     Body(u64),
     /// A chunked body.
-    Chunked(Chunk, Vec<u8>),
-}
-
-#[derive(Clone, Copy, Debug)]
-enum Chunk {
-    Size,
-    Data(u64),
-    AfterData,
-    Trailer,
+    Chunked(Box<Chunked>),
 }
 
 /// Follows the bytes of one connection.
@@ -119,12 +90,10 @@ impl Follower {
                         self.phase = Phase::Head(Vec::new());
                     }
                 }
-                Phase::Chunked(chunk, line) => {
-                    let taken = follow_chunk(chunk, line, bytes)?;
-                    let over = matches!(taken, Taken::Over(_));
-                    let (Taken::Some(count) | Taken::Over(count)) = taken;
-                    bytes = bytes.get(count..).unwrap_or_default();
-                    if over {
+                Phase::Chunked(chunked) => {
+                    let piece = chunked.follow(bytes).map_err(Violation::Rule)?;
+                    bytes = bytes.get(piece.len()..).unwrap_or_default();
+                    if matches!(piece, Piece::Over(_)) {
                         self.phase = Phase::Head(Vec::new());
                     }
                 }
@@ -228,7 +197,7 @@ fn check_head(head: &[u8]) -> Result<Phase, Violation> {
         (None, true) if version == Some(b"HTTP/1.0") => {
             Err(Violation::Rule("HTTP/1.0 has no chunked bodies."))
         }
-        (None, true) => Ok(Phase::Chunked(Chunk::Size, Vec::new())),
+        (None, true) => Ok(Phase::Chunked(Box::default())),
         (Some(length), false) if length > 0 => Ok(Phase::Body(length)),
         _ => Ok(Phase::Head(Vec::new())),
     }
@@ -240,231 +209,6 @@ fn read_length(value: &[u8]) -> Result<u64, Violation> {
         return Err(Violation::Rule("Content-Length must be a plain number."));
     }
     text.parse().map_err(|_| Violation::Rule("Content-Length is beyond all measure."))
-}
-
-enum Taken {
-    /// So many bytes, and the body goes on.
-    Some(usize),
-    /// So many bytes, and the body is over.
-    Over(usize),
-}
-
-fn follow_chunk(chunk: &mut Chunk, line: &mut Vec<u8>, bytes: &[u8]) -> Result<Taken, Violation> {
-    if let Chunk::Data(left) = chunk {
-        let here = (bytes.len() as u64).min(*left);
-        *left -= here;
-        if *left == 0 {
-            *chunk = Chunk::AfterData;
-        }
-        return Ok(Taken::Some(usize::try_from(here).unwrap_or(usize::MAX)));
-    }
-    let end = bytes.iter().position(|byte| *byte == b'\n');
-    let taken = end.map_or(bytes.len(), |at| at + 1);
-    line.extend_from_slice(bytes.get(..taken).unwrap_or_default());
-    let max = if matches!(chunk, Chunk::Trailer) { TRAILER_MAX } else { CHUNK_LINE_MAX };
-    if line.len() > max {
-        return Err(Violation::Rule("A chunk's size line or trailer is too long."));
-    }
-    if end.is_none() {
-        return Ok(Taken::Some(taken));
-    }
-    let Some(whole) = line.strip_suffix(b"\r\n") else {
-        return Err(Violation::Rule("Lines must end with CR LF; a bare LF is refused."));
-    };
-    match chunk {
-        Chunk::Size => {
-            let digits = whole.split(|byte| *byte == b';').next().unwrap_or_default();
-            let text = std::str::from_utf8(digits.trim_ascii_end()).unwrap_or_default();
-            let hex = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_hexdigit());
-            let size = u64::from_str_radix(text, 16).ok().filter(|_| hex);
-            let size =
-                size.ok_or(Violation::Rule("A chunk's size is not a hexadecimal number."))?;
-            *chunk = if size == 0 { Chunk::Trailer } else { Chunk::Data(size) };
-        }
-        Chunk::AfterData if whole.is_empty() => *chunk = Chunk::Size,
-        Chunk::AfterData => return Err(Violation::Rule("A chunk is longer than its size.")),
-        Chunk::Trailer if whole.is_empty() => return Ok(Taken::Over(taken)),
-        // Trailers are read past and merged into nothing.
-        Chunk::Trailer | Chunk::Data(_) => {}
-    }
-    line.clear();
-    Ok(Taken::Some(taken))
-}
-
-/// Time limits of one connection.
-#[derive(Clone, Copy, Debug)]
-pub struct Patience {
-    /// From a head's first byte to its last.
-    pub head: Duration,
-    /// Between requests, and while a caller takes nothing of its answer.
-    pub idle: Duration,
-}
-
-/// A caller's socket with the guard in front.
-pub struct Guarded {
-    stream: TcpStream,
-    follower: Follower,
-    violation: Option<Violation>,
-    patience: Patience,
-    /// When the phase that is timed began.
-    since: Instant,
-    timer: Pin<Box<Sleep>>,
-    was_in_head: bool,
-    /// Rings when the caller has taken nothing of its answer for too long; set while it takes nothing.
-    stalled: Option<Pin<Box<Sleep>>>,
-    /// Requests being answered on this connection; while there is one, silence is no fault.
-    busy: Arc<AtomicUsize>,
-}
-
-impl fmt::Debug for Guarded {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Guarded").field("follower", &self.follower).finish_non_exhaustive()
-    }
-}
-
-impl Guarded {
-    /// Guards a fresh connection.
-    pub fn new(stream: TcpStream, patience: Patience, busy: Arc<AtomicUsize>) -> Self {
-        let now = Instant::now();
-        Self {
-            stream,
-            follower: Follower::default(),
-            violation: None,
-            patience,
-            since: now,
-            timer: Box::pin(tokio::time::sleep_until(now + patience.head)),
-            was_in_head: true,
-            stalled: None,
-            busy,
-        }
-    }
-
-    /// The socket, and what was wrong if something was.
-    pub fn into_parts(self) -> (TcpStream, Option<Violation>) {
-        (self.stream, self.violation)
-    }
-
-    /// Nothing to read: is that still all right?
-    fn poll_patience(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        while self.timer.as_mut().poll(cx).is_ready() {
-            let now = Instant::now();
-            let in_head = self.follower.in_head() || self.was_in_head;
-            let timed =
-                in_head || (self.follower.is_idle() && self.busy.load(Ordering::Relaxed) == 0);
-            if !timed {
-                self.since = now;
-            }
-            let limit = if in_head { self.patience.head } else { self.patience.idle };
-            let due = self.since + limit;
-            if timed && due <= now {
-                if self.follower.in_head() {
-                    self.violation = Some(Violation::SlowHead);
-                    return Poll::Ready(Err(refuse()));
-                }
-                // An idle connection ends like one that the caller closed.
-                return Poll::Ready(Ok(()));
-            }
-            self.timer.as_mut().reset(due);
-        }
-        Poll::Pending
-    }
-
-    fn note(&mut self) {
-        // A fresh connection has as long for its first head as any head has.
-        let in_head = self.follower.in_head();
-        if in_head && !self.was_in_head {
-            self.since = Instant::now();
-            let due = self.since + self.patience.head;
-            if self.timer.deadline() > due {
-                self.timer.as_mut().reset(due);
-            }
-        } else if !in_head {
-            self.since = Instant::now();
-        }
-        self.was_in_head = in_head;
-    }
-}
-
-impl Guarded {
-    /// A caller who stops reading would hold a server's room for ever: it may take nothing for as long
-    /// as it may ask for nothing, then its connection ends.
-    fn taken(
-        &mut self,
-        written: Poll<io::Result<usize>>,
-        cx: &mut Context<'_>,
-    ) -> Poll<io::Result<usize>> {
-        if written.is_ready() {
-            self.stalled = None;
-            return written;
-        }
-        let limit = self.patience.idle;
-        let alarm = self.stalled.get_or_insert_with(|| Box::pin(tokio::time::sleep(limit)));
-        ready!(alarm.as_mut().poll(cx));
-        Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the caller takes nothing")))
-    }
-}
-
-fn refuse() -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidData, "framing refused")
-}
-
-impl AsyncRead for Guarded {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        let before = buffer.filled().len();
-        let guard = &mut *self;
-        if Pin::new(&mut guard.stream).poll_read(cx, buffer)?.is_pending() {
-            ready!(guard.poll_patience(cx))?;
-            return Poll::Ready(Ok(()));
-        }
-        let new = buffer.filled().get(before..).unwrap_or_default();
-        match guard.follower.follow(new) {
-            Ok(()) => {
-                guard.note();
-                Poll::Ready(Ok(()))
-            }
-            Err(violation) => {
-                buffer.set_filled(before);
-                guard.violation = Some(violation);
-                Poll::Ready(Err(refuse()))
-            }
-        }
-    }
-}
-
-impl AsyncWrite for Guarded {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        let written = Pin::new(&mut self.stream).poll_write(cx, bytes);
-        self.taken(written, cx)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        slices: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        let written = Pin::new(&mut self.stream).poll_write_vectored(cx, slices);
-        self.taken(written, cx)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
-    }
 }
 
 #[cfg(test)]
@@ -542,7 +286,7 @@ mod tests {
         ] {
             assert!(chunked(body).is_err(), "{body:?}");
         }
-        let long = format!("3;{}", "x".repeat(CHUNK_LINE_MAX));
+        let long = format!("3;{}", "x".repeat(256));
         assert!(chunked(&long).is_err());
     }
 

@@ -4,7 +4,8 @@
 use super::{
     Broker,
     answer::{self, Reply},
-    framing::{Guarded, Patience, Violation},
+    framing::Violation,
+    guard::{Guarded, Patience},
 };
 use crate::{
     api::refuse,

@@ -9,6 +9,7 @@ pub mod deliver;
 pub mod dispatch;
 pub mod flow;
 pub mod framing;
+pub mod guard;
 pub mod listen;
 pub mod models;
 pub mod record;

@@ -1,6 +1,6 @@
 //! The body of a server's answer: from a connection, or from a model in this process.
 
-use super::{CallError, http::Exchange};
+use super::{CallError, exchange::Exchange};
 use bytes::Bytes;
 use std::{
     future::poll_fn,

@@ -1,29 +1,18 @@
 //! The pooled client to one HTTP model server.
 //!
-//! Each call drives its own connection: there is no task behind it, so dropping an [`Exchange`] closes
-//! the socket in the same instant and nothing can outlive the caller. A connection goes back to the
-//! pool only after a complete answer, and leaves it only if its socket is silent: bytes that nobody
-//! asked for must never answer the next caller.
+//! A connection goes back to the pool only after a complete answer, and leaves it only if its socket is
+//! silent: bytes that nobody asked for must never answer the next caller.
 
-use super::{Answer, AnswerBody, Call, CallError, wire::Wire};
-use ::http::{
-    HeaderMap, HeaderValue, Method, Request, StatusCode, Uri,
-    header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HOST, USER_AGENT},
+use super::{
+    Answer, AnswerBody, Call, CallError,
+    exchange::{self, Exchange, Head},
 };
-use bytes::{Bytes, BytesMut};
-use http_body::Body;
-use http_body_util::Full;
-use hyper::{
-    body::Incoming,
-    client::conn::http1::{Builder, Connection, SendRequest},
-};
-use hyper_util::rt::TokioIo;
+use ::http::{HeaderMap, HeaderValue, StatusCode, header::CONTENT_TYPE};
+use bytes::{BufMut, Bytes, BytesMut};
 use std::{
     fmt,
-    future::{Future, poll_fn},
-    pin::Pin,
-    sync::{Arc, Mutex, PoisonError},
-    task::{Context, Poll},
+    future::poll_fn,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 use tokio::{net::TcpStream, time::Instant};
@@ -49,7 +38,8 @@ pub struct ClientLimits {
 pub struct Client {
     address: (String, u16),
     prefix: String,
-    headers: HeaderMap,
+    /// The headers of every request, as they stand on the wire.
+    headers: Vec<u8>,
     limits: ClientLimits,
     pool: Arc<Pool>,
 }
@@ -71,17 +61,15 @@ impl Client {
         api_key: Option<String>,
         limits: ClientLimits,
     ) -> Self {
-        let mut headers = HeaderMap::new();
-        if let Ok(value) = HeaderValue::from_str(&format!("{host}:{port}")) {
-            headers.insert(HOST, value);
-        }
         let agent = concat!("berthd/", env!("CARGO_PKG_VERSION"));
-        headers.insert(USER_AGENT, HeaderValue::from_static(agent));
+        let mut headers = format!("host: {host}:{port}\r\nuser-agent: {agent}\r\n").into_bytes();
+        headers.extend_from_slice(b"accept: application/json, text/event-stream\r\n");
         if let Some(key) = api_key
-            && let Ok(mut value) = HeaderValue::from_str(&format!("Bearer {key}"))
+            && let Ok(value) = HeaderValue::from_str(&format!("Bearer {key}"))
         {
-            value.set_sensitive(true);
-            headers.insert(AUTHORIZATION, value);
+            headers.extend_from_slice(b"authorization: ");
+            headers.extend_from_slice(value.as_bytes());
+            headers.extend_from_slice(b"\r\n");
         }
         let pool = Arc::new(Pool { idle: Mutex::new(Vec::new()), max: limits.idle_max });
         // The resolver wants an IPv6 address without its brackets.
@@ -91,16 +79,9 @@ impl Client {
 
     /// Sends one call and waits for the head of the answer. Dropping the future closes the connection.
     pub async fn send(&self, call: Call) -> Result<Answer, CallError> {
-        let mut request = self.request(Method::POST, call.route.path(), call.body)?;
-        if let Ok(id) = HeaderValue::from_str(call.request_id.as_str()) {
-            request.headers_mut().insert("x-request-id", id);
-        }
-        let (head, exchange) = self.exchange(request).await?;
-        Ok(Answer {
-            status: head.status,
-            headers: head.headers,
-            body: AnswerBody::Wire(Box::new(exchange)),
-        })
+        let head = self.head("POST", call.route.path(), &call.body, Some(call.request_id.as_str()));
+        let (Head { status, headers }, exchange) = self.exchange(&head, &call.body).await?;
+        Ok(Answer { status, headers, body: AnswerBody::Wire(Box::new(exchange)) })
     }
 
     /// Reads a small page. `limit` covers everything.
@@ -110,8 +91,7 @@ impl Client {
         limit: Duration,
         max_bytes: usize,
     ) -> Result<(StatusCode, Bytes), CallError> {
-        let request = self.request(Method::GET, path, Bytes::new())?;
-        self.whole(request, limit, max_bytes).await
+        self.whole("GET", path, Bytes::new(), limit, max_bytes).await
     }
 
     /// Posts JSON and reads a small answer. `limit` covers everything.
@@ -122,8 +102,7 @@ impl Client {
         limit: Duration,
         max_bytes: usize,
     ) -> Result<(StatusCode, Bytes), CallError> {
-        let request = self.request(Method::POST, path, body)?;
-        self.whole(request, limit, max_bytes).await
+        self.whole("POST", path, body, limit, max_bytes).await
     }
 
     /// Idle connections in the pool now.
@@ -131,40 +110,38 @@ impl Client {
         self.pool.lock().len()
     }
 
-    fn request(
-        &self,
-        method: Method,
-        path: &str,
-        body: Bytes,
-    ) -> Result<Request<Full<Bytes>>, CallError> {
-        let target: Uri = if self.prefix.is_empty() {
-            path.parse().map_err(|_| CallError::Connect(format!("bad path {path}")))?
-        } else {
-            let whole = format!("{}{path}", self.prefix);
-            whole.parse().map_err(|_| CallError::Connect(format!("bad path {whole}")))?
-        };
-        let posts = method == Method::POST;
-        let mut request = Request::new(Full::new(body));
-        *request.method_mut() = method;
-        *request.uri_mut() = target;
-        *request.headers_mut() = self.headers.clone();
-        if posts {
-            let json = HeaderValue::from_static("application/json");
-            request.headers_mut().insert(CONTENT_TYPE, json);
-            let accept = HeaderValue::from_static("application/json, text/event-stream");
-            request.headers_mut().insert(ACCEPT, accept);
+    /// A request's head. `path` and `id` are our own words, never a caller's.
+    fn head(&self, method: &str, path: &str, body: &Bytes, id: Option<&str>) -> BytesMut {
+        let mut head = BytesMut::with_capacity(self.headers.len() + path.len() + 160);
+        for part in [method, " ", &self.prefix, path, " HTTP/1.1\r\n"] {
+            head.put_slice(part.as_bytes());
         }
-        Ok(request)
+        head.put_slice(&self.headers);
+        if let Some(id) = id {
+            for part in ["x-request-id: ", id, "\r\n"] {
+                head.put_slice(part.as_bytes());
+            }
+        }
+        if method == "POST" {
+            head.put_slice(b"content-type: application/json\r\ncontent-length: ");
+            head.put_slice(body.len().to_string().as_bytes());
+            head.put_slice(b"\r\n");
+        }
+        head.put_slice(b"\r\n");
+        head
     }
 
     async fn whole(
         &self,
-        request: Request<Full<Bytes>>,
+        method: &str,
+        path: &str,
+        body: Bytes,
         limit: Duration,
         max_bytes: usize,
     ) -> Result<(StatusCode, Bytes), CallError> {
         let work = async {
-            let (head, mut exchange) = self.exchange(request).await?;
+            let head = self.head(method, path, &body, None);
+            let (head, mut exchange) = self.exchange(&head, &body).await?;
             let mut page = BytesMut::new();
             while let Some(piece) = poll_fn(|cx| exchange.poll_next(cx)).await {
                 let piece = piece?;
@@ -180,49 +157,19 @@ impl Client {
             .unwrap_or_else(|_| Err(CallError::Broken(format!("no answer within {limit:?}"))))
     }
 
-    async fn exchange(
-        &self,
-        request: Request<Full<Bytes>>,
-    ) -> Result<(::http::response::Parts, Exchange), CallError> {
-        let mut link = match self.pool.take() {
-            Some(link) => link,
+    async fn exchange(&self, head: &[u8], body: &Bytes) -> Result<(Head, Exchange), CallError> {
+        let stream = match self.pool.take() {
+            Some(stream) => stream,
             None => self.connect().await?,
         };
-        let mut response = std::pin::pin!(link.sender.send_request(request));
-        let connection = &mut link.connection;
-        let mut ended: Option<String> = None;
-        let response = poll_fn(|cx| {
-            if let Poll::Ready(done) = response.as_mut().poll(cx) {
-                return Poll::Ready(Some(done));
-            }
-            if ended.is_some() {
-                return Poll::Ready(None);
-            }
-            if let Poll::Ready(end) = connection.as_mut().poll(cx) {
-                ended = Some(end.err().map_or_else(|| "closed".to_owned(), |e| describe(&e)));
-            }
-            match response.as_mut().poll(cx) {
-                Poll::Ready(done) => Poll::Ready(Some(done)),
-                Poll::Pending if ended.is_some() => Poll::Ready(None),
-                Poll::Pending => Poll::Pending,
-            }
-        })
-        .await;
-        let closed = ended.is_some();
-        match response {
-            Some(Ok(response)) => {
-                let (head, body) = response.into_parts();
-                let link = Some(link);
-                let pool = Arc::clone(&self.pool);
-                let reuse = self.limits.keep_after_stream || !is_stream(&head.headers);
-                Ok((head, Exchange { link, body, pool, closed, reuse, over: false }))
-            }
-            Some(Err(error)) => Err(CallError::Broken(describe(&error))),
-            None => Err(CallError::Broken(ended.unwrap_or_default())),
+        let (head, mut exchange) = exchange::begin(stream, head, body, &self.pool).await?;
+        if !self.limits.keep_after_stream && is_stream(&head.headers) {
+            exchange.forbid_reuse();
         }
+        Ok((head, exchange))
     }
 
-    async fn connect(&self) -> Result<Link, CallError> {
+    async fn connect(&self) -> Result<TcpStream, CallError> {
         let (host, port) = (self.address.0.as_str(), self.address.1);
         let stream = tokio::time::timeout(self.limits.connect, TcpStream::connect((host, port)))
             .await
@@ -230,13 +177,7 @@ impl Client {
             .map_err(|error| CallError::Connect(error.to_string()))?;
         // Tokens are small; waiting to fill a packet would delay each.
         stream.set_nodelay(true).map_err(|error| CallError::Connect(error.to_string()))?;
-        let wire = Wire::new(stream);
-        let (sender, connection) = Builder::new()
-            .max_buf_size(MAX_READ_BUFFER)
-            .handshake(TokioIo::new(wire.clone()))
-            .await
-            .map_err(|error| CallError::Connect(describe(&error)))?;
-        Ok(Link { sender, connection: Box::pin(connection), wire, idle_since: Instant::now() })
+        Ok(stream)
     }
 }
 
@@ -245,144 +186,59 @@ fn is_stream(headers: &HeaderMap) -> bool {
     media.starts_with(b"text/event-stream")
 }
 
-/// Bounds what a fast server can pile up before a slow caller; also the largest response head.
-const MAX_READ_BUFFER: usize = 64 * 1024;
+// === the pool ===
 
-fn describe(error: &hyper::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = std::error::Error::source(error);
-    while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
+struct Idle {
+    stream: TcpStream,
+    since: Instant,
+}
+
+impl Idle {
+    /// An idle HTTP/1 socket has nothing to read. Bytes are an answer nobody asked for, the end of
+    /// stream is a closed connection; both make it useless. Asked of the kernel itself, since the
+    /// runtime's idea of readiness may be older than the bytes.
+    fn is_silent(&self) -> bool {
+        use rustix::net::{RecvFlags, recv};
+        let mut byte = [0u8; 1];
+        let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
+        matches!(recv(&self.stream, &mut byte[..], flags), Err(rustix::io::Errno::AGAIN))
     }
-    text
 }
 
-// === connections ===
-
-type Io = TokioIo<Wire>;
-
-struct Link {
-    sender: SendRequest<Full<Bytes>>,
-    connection: Pin<Box<Connection<Io, Full<Bytes>>>>,
-    wire: Wire,
-    idle_since: Instant,
-}
-
-struct Pool {
-    /// Guards the idle connections, most recently used last. Held for a push or a pop only.
-    idle: Mutex<Vec<Link>>,
+/// The idle connections of one client.
+pub(super) struct Pool {
+    /// Guards them, most recently used last. Held for a push or a pop only.
+    idle: Mutex<Vec<Idle>>,
     max: usize,
 }
 
 impl Pool {
-    fn lock(&self) -> std::sync::MutexGuard<'_, Vec<Link>> {
+    fn lock(&self) -> MutexGuard<'_, Vec<Idle>> {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn take(&self) -> Option<Link> {
+    fn take(&self) -> Option<TcpStream> {
         loop {
-            let link = self.lock().pop()?;
-            if link.idle_since.elapsed() < IDLE_AGE_MAX
-                && link.wire.is_silent()
-                && link.sender.is_ready()
-            {
-                return Some(link);
+            let idle = self.lock().pop()?;
+            if idle.since.elapsed() < IDLE_AGE_MAX && idle.is_silent() {
+                return Some(idle.stream);
             }
         }
     }
 
-    fn put(&self, mut link: Link) {
-        link.idle_since = Instant::now();
+    pub(super) fn put(&self, stream: TcpStream) {
         let mut idle = self.lock();
         // The oldest stand first; they go when they are too old or too many.
-        let old = idle.iter().take_while(|link| link.idle_since.elapsed() >= IDLE_AGE_MAX).count();
+        let old = idle.iter().take_while(|idle| idle.since.elapsed() >= IDLE_AGE_MAX).count();
         let surplus = (idle.len() + 1).saturating_sub(self.max);
         let leaving = old.max(surplus).min(idle.len());
-        let gone: Vec<Link> = idle.drain(..leaving).collect();
+        let gone: Vec<Idle> = idle.drain(..leaving).collect();
         if self.max > 0 {
-            idle.push(link);
+            idle.push(Idle { stream, since: Instant::now() });
         }
         drop(idle);
         // Closing sockets is the kernel's work: not under the lock.
         drop(gone);
-    }
-}
-
-/// The body of an answer, together with the connection that carries it.
-pub struct Exchange {
-    link: Option<Link>,
-    body: Incoming,
-    pool: Arc<Pool>,
-    closed: bool,
-    /// The connection may carry another request after this one.
-    reuse: bool,
-    over: bool,
-}
-
-impl fmt::Debug for Exchange {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Exchange").field("over", &self.over).finish_non_exhaustive()
-    }
-}
-
-impl Exchange {
-    /// The next piece of the body, `None` at its clean end. After an error or the end, `None`.
-    pub fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, CallError>>> {
-        if self.over {
-            return Poll::Ready(None);
-        }
-        loop {
-            if let Poll::Ready(ready) = self.poll_body(cx) {
-                return Poll::Ready(ready);
-            }
-            // The body waits for the connection: let it read, then look once more.
-            let Some(link) = self.link.as_mut().filter(|_| !self.closed) else {
-                return Poll::Pending;
-            };
-            let progressed = link.connection.as_mut().poll(cx);
-            if progressed.is_ready() {
-                self.closed = true;
-                continue;
-            }
-            return self.poll_body(cx);
-        }
-    }
-
-    fn poll_body(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, CallError>>> {
-        loop {
-            match Pin::new(&mut self.body).poll_frame(cx) {
-                Poll::Pending => return Poll::Pending,
-                Poll::Ready(Some(Ok(frame))) => {
-                    // Trailers are not merged into anything: dropped.
-                    if let Ok(data) = frame.into_data()
-                        && !data.is_empty()
-                    {
-                        return Poll::Ready(Some(Ok(data)));
-                    }
-                }
-                Poll::Ready(Some(Err(error))) => {
-                    self.over = true;
-                    self.link = None;
-                    return Poll::Ready(Some(Err(CallError::Broken(describe(&error)))));
-                }
-                Poll::Ready(None) => {
-                    self.over = true;
-                    self.recycle(cx);
-                    return Poll::Ready(None);
-                }
-            }
-        }
-    }
-
-    fn recycle(&mut self, cx: &mut Context<'_>) {
-        let Some(mut link) = self.link.take().filter(|_| self.reuse) else { return };
-        // One more turn lets the connection see that its answer is complete.
-        if !self.closed && link.connection.as_mut().poll(cx).is_pending() && link.sender.is_ready()
-        {
-            self.pool.put(link);
-        }
     }
 }
 

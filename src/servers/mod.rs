@@ -6,6 +6,7 @@ pub mod body;
 pub mod discover;
 #[cfg(feature = "candle")]
 pub mod embedded;
+pub mod exchange;
 pub mod exposition;
 pub mod http;
 pub mod llamacpp;
@@ -16,7 +17,6 @@ pub mod sglang;
 #[cfg(test)]
 mod staged;
 pub mod vllm;
-mod wire;
 
 pub use crate::api::Route;
 pub use body::AnswerBody;
