@@ -75,11 +75,6 @@ impl Tree {
         };
         self.pids().into_iter().filter_map(of).sum()
     }
-
-    /// True while the first process runs.
-    pub fn is_alive(&mut self) -> bool {
-        matches!(self.child.try_wait(), Ok(None))
-    }
 }
 
 impl Drop for Tree {
