@@ -3,8 +3,7 @@
 //! Load and server run on the first core, the gateway under test on the second. Rounds are interleaved,
 //! so that a slow minute of the machine falls on all alike; the median of the rounds counts.
 //!
-//! `cargo build --release && cargo bench --bench relay -- [--berthd FILE] [--rounds N] [--only NAMES] [--json FILE]`
-#![expect(clippy::print_stdout, reason = "the table is what this program is for")]
+//! `cargo bench --bench relay -- [--berthd FILE] [--rounds N] [--only NAMES] [--json FILE]`
 
 mod contenders;
 mod load;
