@@ -11,6 +11,12 @@ use std::{collections::BTreeMap, path::Path, path::PathBuf};
 mod content;
 mod engine;
 mod files;
+mod gguf;
+mod gguf_split;
+#[cfg(test)]
+mod gguf_tests;
+mod gguf_tokens;
+mod gguf_vocab;
 mod jinja;
 mod messages;
 mod profile;
@@ -36,6 +42,7 @@ pub struct ModelFiles {
     eos_ids: Vec<u32>,
     context_window: Option<Tokens>,
     fingerprint: String,
+    is_gguf: bool,
 }
 
 /// Why a folder could not be loaded. Nothing is kept.
@@ -98,7 +105,8 @@ struct Loaded {
 // === impl ModelFiles ===
 
 impl ModelFiles {
-    /// Loads a folder with `tokenizer.json` and, for chat, a template. Blocks for up to some seconds.
+    /// Loads a folder with `tokenizer.json` and, for chat, a template; or a GGUF file, named itself or the
+    /// only one of its folder. Blocks for up to some seconds.
     pub fn load(folder: &Path) -> Result<Self, LoadError> {
         let folder = files::Folder::read(folder)?;
         let named_tokens: BTreeMap<String, String> =
@@ -128,6 +136,7 @@ impl ModelFiles {
             eos_ids,
             context_window,
             fingerprint: folder.fingerprint,
+            is_gguf: folder.is_gguf,
         })
     }
 
@@ -207,6 +216,11 @@ impl ModelFiles {
     /// 16 hex digits that change with the tokenizer or a template.
     pub fn fingerprint(&self) -> &str {
         &self.fingerprint
+    }
+
+    /// Whether these come from a GGUF file, which llama.cpp serves, under this name or another's.
+    pub fn is_gguf(&self) -> bool {
+        self.is_gguf
     }
 
     /// Whether chat requests can be rendered.
@@ -308,9 +322,13 @@ impl Chat {
         let load = |name: &str| {
             templates.get(name).map(|source| {
                 let template = Template::compile(source, clock)?;
+                let trial = Trial { template: &template, named_tokens };
+                let lists = trial.prints_content(json!([{"type": "text", "text": Trial::NEEDLE}]));
                 let wants = Wants {
                     hints: content::ContentHints::of(template.source()),
-                    only_lists: prints_only_lists(&template, named_tokens),
+                    lists,
+                    only_lists: lists && !trial.prints_content(json!(Trial::NEEDLE)),
+                    no_system: !trial.prints_system(),
                 };
                 Ok::<_, String>(Box::new(Loaded { template, wants }))
             })
@@ -333,22 +351,45 @@ impl Chat {
     }
 }
 
-/// Renders a trial conversation with a string, then with a list, and looks which of them was printed.
-fn prints_only_lists(template: &Template, named_tokens: &BTreeMap<String, String>) -> bool {
-    const NEEDLE: &str = "needle-in-content";
-    let prints = |content: Value| {
+/// What trial conversations show of a template.
+struct Trial<'a> {
+    template: &'a Template,
+    named_tokens: &'a BTreeMap<String, String>,
+}
+
+impl Trial<'_> {
+    const NEEDLE: &'static str = "needle-in-content";
+
+    /// Renders a conversation and looks whether the needle in it was printed.
+    fn prints(&self, messages: Vec<Value>) -> bool {
         let prepared = Prepared {
-            messages: vec![json!({"role": "user", "content": content}).clone()],
+            messages,
             tools: None,
             documents: None,
             variables: Map::new(),
             add_generation_prompt: true,
             ending: Ending::Nothing,
         };
-        let text = template.render(variables(named_tokens, prepared)).unwrap_or_default();
-        text.contains(NEEDLE) && !text.contains("'text'")
-    };
-    !prints(json!(NEEDLE)) && prints(json!([{"type": "text", "text": NEEDLE}]))
+        let text = self.template.render(variables(self.named_tokens, prepared));
+        text.is_ok_and(|text| text.contains(Self::NEEDLE) && !text.contains("'text'"))
+    }
+
+    /// This content of a user's message is printed.
+    fn prints_content(&self, content: Value) -> bool {
+        self.prints(vec![json!({"role": "user", "content": content})])
+    }
+
+    /// A system message is printed.
+    fn prints_system(&self) -> bool {
+        let prints = |system: Value, user: Value| {
+            self.prints(vec![
+                json!({"role": "system", "content": system}),
+                json!({"role": "user", "content": user}),
+            ])
+        };
+        let list = |text: &str| json!([{"type": "text", "text": text}]);
+        prints(json!(Self::NEEDLE), json!("hello")) || prints(list(Self::NEEDLE), list("hello"))
+    }
 }
 
 /// A template's variables: later ones go before earlier ones of the same name.

@@ -16,3 +16,4 @@ mod counts;
 mod gpu;
 mod scripted;
 mod simulate;
+mod vocabularies;
