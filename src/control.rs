@@ -4,14 +4,15 @@
 
 use crate::{
     ids::ServerId,
+    metrics,
     pipeline::{Broker, models},
-    report,
+    report::{self, Addresses},
     snapshot::GpuPlane,
 };
 use bytes::Bytes;
 use http::{
-    HeaderValue, Method, Request, Response, StatusCode,
-    header::{ALLOW, CONTENT_TYPE},
+    HeaderMap, HeaderValue, Method, Request, Response, StatusCode,
+    header::{ACCEPT, ALLOW, CONTENT_TYPE},
 };
 use http_body_util::Full;
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
@@ -41,6 +42,7 @@ pub type ReloadWish = oneshot::Sender<Result<String, String>>;
 pub struct Control {
     broker: Arc<Broker>,
     gpus: watch::Receiver<Arc<GpuPlane>>,
+    addresses: Addresses,
     reload: mpsc::Sender<ReloadWish>,
 }
 
@@ -57,9 +59,10 @@ impl Control {
     pub fn new(
         broker: Arc<Broker>,
         gpus: watch::Receiver<Arc<GpuPlane>>,
+        addresses: Addresses,
         reload: mpsc::Sender<ReloadWish>,
     ) -> Arc<Self> {
-        Arc::new(Self { broker, gpus, reload })
+        Arc::new(Self { broker, gpus, addresses, reload })
     }
 
     /// Serves the Unix socket. Never returns; dropping the future closes its connections.
@@ -122,7 +125,7 @@ impl Control {
         let reads = request.method() == Method::GET || request.method() == Method::HEAD;
         match path {
             "/status" if reads => self.status(),
-            "/metrics" if reads => self.metrics(),
+            "/metrics" if reads => self.metrics(request.headers()),
             "/healthz" if reads => self.health(),
             "/status" | "/metrics" | "/healthz" => wrong_method("GET"),
             _ if door == Door::Admin => {
@@ -152,18 +155,24 @@ impl Control {
 
     fn status(&self) -> Response<Full<Bytes>> {
         let gpus = Arc::clone(&self.gpus.borrow());
-        match serde_json::to_vec(&report::status(&self.broker, &gpus)) {
+        match serde_json::to_vec(&report::status(&self.broker, &gpus, &self.addresses)) {
             Ok(body) => typed(StatusCode::OK, "application/json", body),
             Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, &format!("{error}\n")),
         }
     }
 
-    fn metrics(&self) -> Response<Full<Bytes>> {
+    /// In the format that the reader asks for, as Prometheus does; older text for everybody else.
+    fn metrics(&self, headers: &HeaderMap) -> Response<Full<Bytes>> {
         let gpus = Arc::clone(&self.gpus.borrow());
         let dispatch = &self.broker.dispatch;
         let page = self.broker.books.metrics.page(&dispatch.waiting(), &dispatch.servers(), &gpus);
-        let media = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-        typed(StatusCode::OK, media, page.into_bytes())
+        let accept = headers.get(ACCEPT).and_then(|value| value.to_str().ok()).unwrap_or_default();
+        if accept.contains("application/openmetrics-text") {
+            let media = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+            return typed(StatusCode::OK, media, page.into_bytes());
+        }
+        let media = "text/plain; version=0.0.4; charset=utf-8";
+        typed(StatusCode::OK, media, metrics::older_text(&page).into_bytes())
     }
 
     fn health(&self) -> Response<Full<Bytes>> {

@@ -7,8 +7,9 @@ use crate::{
     gpu,
     ids::ServerId,
     pipeline::{Broker, Live, auth::Keys, count::Counters, listen, trial},
+    report::Addresses,
     servers::{ModelServer, discover, http::ClientLimits, probe, remote::Remote},
-    snapshot::{GpuPlane, ServerState},
+    snapshot::{GpuPlane, ServedModel, ServerState},
     systemd::{Listeners, Notifier},
 };
 use std::{
@@ -25,7 +26,7 @@ use tokio::{
     net::{TcpListener, UnixListener},
     sync::{Notify, mpsc, watch},
     task::JoinSet,
-    time::Instant,
+    time::{Instant, Interval},
 };
 
 /// Why the daemon did not start.
@@ -58,7 +59,7 @@ pub enum StartError {
 pub struct Fatal(&'static str);
 
 /// Reads the configuration again: the whole of it, or every problem as text.
-pub type Reread = Box<dyn Fn() -> Result<Settings, String> + Send>;
+pub type Reread = Box<dyn Fn() -> Result<Settings, String> + Send + Sync>;
 
 /// A daemon whose sockets are bound and whose models are loaded.
 pub struct Daemon {
@@ -87,6 +88,8 @@ struct Parts {
 struct Watched {
     /// As configured; `None` for a discovered one.
     config: Option<config::Server>,
+    /// Turns true after the first look.
+    seen: watch::Receiver<bool>,
     _task: JoinSet<()>,
 }
 
@@ -98,6 +101,8 @@ const DISCOVER_LIMIT: Duration = Duration::from_secs(2);
 const STATUS_EVERY: Duration = Duration::from_secs(10);
 /// Reloads waiting; each is answered in turn.
 const RELOADS_MAX: usize = 4;
+/// How long the start waits for the first readings of all servers.
+const FIRST_LOOK_LIMIT: Duration = Duration::from_secs(1);
 /// After the drain, time for the driver to let go of the GPU thread.
 const GPU_STOP_LIMIT: Duration = Duration::from_secs(2);
 
@@ -126,10 +131,6 @@ impl Daemon {
         notifier.status("loading models");
         let configured = settings.servers.clone();
         let broker = Broker::new(live(settings, None).await?);
-        if let Ok(address) = data.local_addr() {
-            // A fresh broker has none yet.
-            let _ = broker.data.set(address);
-        }
         let mut parts = Parts { broker, watched: HashMap::new(), notifier, reread, own_ports };
         for server in configured {
             parts.add(server).await?;
@@ -177,7 +178,8 @@ impl Daemon {
         let Self { doors, gpus, mut parts } = self;
         let (stopping, stop_seen) = watch::channel(false);
         let (reload, mut reloads) = mpsc::channel::<ReloadWish>(RELOADS_MAX);
-        let control = Control::new(Arc::clone(&parts.broker), gpus.subscribe(), reload);
+        let control =
+            Control::new(Arc::clone(&parts.broker), gpus.subscribe(), doors.addresses(), reload);
         tracing::info!(
             data = doors.data.local_addr().map(tracing::field::display).ok(),
             admin = doors.admin.local_addr().map(tracing::field::display).ok(),
@@ -185,36 +187,43 @@ impl Daemon {
             version = env!("CARGO_PKG_VERSION"),
             "serving"
         );
-        let mut callers = JoinSet::new();
-        callers.spawn(listen::serve(Arc::clone(&parts.broker), doors.data, stop_seen));
         let mut inner = JoinSet::new();
         inner.spawn(Arc::clone(&control).serve_socket(doors.control));
         inner.spawn(control.serve_admin(doors.admin));
         inner.spawn(trial::watch(Arc::clone(&parts.broker)));
         let found = discoveries(&parts, Duration::ZERO);
         let mut found = std::pin::pin!(found);
+        // Until then callers wait in the kernel's line: better than being told that there is no model.
+        let give_up = Instant::now() + FIRST_LOOK_LIMIT;
+        if parts.discovers()
+            && let Ok(servers) = tokio::time::timeout_at(give_up, &mut found).await
+        {
+            parts.adopt(servers);
+            found.set(discoveries(&parts, DISCOVER_EVERY));
+        }
+        parts.first_look(give_up).await;
+        let mut callers = JoinSet::new();
+        callers.spawn(listen::serve(Arc::clone(&parts.broker), doors.data, stop_seen));
         parts.notifier.ready(&parts.status_line());
         ready();
         let mut stop = std::pin::pin!(stop);
         let mut status = tokio::time::interval(STATUS_EVERY);
-        let forever = Duration::from_secs(24 * 3600);
-        let mut watchdog =
-            tokio::time::interval(parts.notifier.watchdog_interval().unwrap_or(forever));
+        let mut heart = Heart::new(parts.notifier.clone());
         let fault = loop {
             tokio::select! {
                 () = &mut stop => break None,
                 Some(wish) = reloads.recv() => {
-                    let result = parts.reload().await;
+                    let result = heart.during(parts.reload()).await;
                     // Whoever asked may have left.
                     let _ = wish.send(result);
                 }
                 // The outcome is logged; there is nobody to tell.
-                Some(()) = hangups.recv() => drop(parts.reload().await),
+                Some(()) = hangups.recv() => drop(heart.during(parts.reload()).await),
                 servers = &mut found => {
                     parts.adopt(servers);
                     found.set(discoveries(&parts, DISCOVER_EVERY));
                 }
-                _ = watchdog.tick() => parts.notifier.watchdog(),
+                () = heart.due() => heart.beat(),
                 _ = status.tick() => parts.notifier.status(&parts.status_line()),
                 _ = callers.join_next() => break Some("the callers' listener"),
                 _ = inner.join_next() => break Some("an operators' door or the trial watcher"),
@@ -224,7 +233,7 @@ impl Daemon {
         if let Some(part) = fault {
             tracing::error!(part, "a part of the daemon ended by a fault; stopping");
         }
-        parts.drain(&stopping, &mut callers).await;
+        heart.during(parts.drain(&stopping, &mut callers)).await;
         inner.shutdown().await;
         // A driver call that hangs must not keep the daemon from ending.
         let _ = tokio::time::timeout(GPU_STOP_LIMIT, gpus.stop()).await;
@@ -236,7 +245,73 @@ impl Daemon {
     }
 }
 
+impl Doors {
+    fn addresses(&self) -> Addresses {
+        let text = |address: io::Result<SocketAddr>| {
+            address.map_or_else(|_| "-".to_owned(), |address| address.to_string())
+        };
+        Addresses { data: text(self.data.local_addr()), admin: text(self.admin.local_addr()) }
+    }
+}
+
+/// Tells the service manager that the daemon is alive, from the loop that does the daemon's work.
+struct Heart {
+    notifier: Notifier,
+    interval: Interval,
+}
+
+impl Heart {
+    fn new(notifier: Notifier) -> Self {
+        let forever = Duration::from_secs(24 * 3600);
+        // A manager that wants a beat every zero seconds wants none that we could give.
+        let every = notifier.watchdog_interval().filter(|every| !every.is_zero());
+        let interval = tokio::time::interval(every.unwrap_or(forever));
+        Self { notifier, interval }
+    }
+
+    /// Resolves when a beat is due. Dropping the future loses no beat.
+    async fn due(&mut self) {
+        self.interval.tick().await;
+    }
+
+    fn beat(&self) {
+        self.notifier.watchdog();
+    }
+
+    /// Beats while long work is done in the loop's place: loading models, draining. Such work has its
+    /// own limits.
+    async fn during<T>(&mut self, work: impl Future<Output = T>) -> T {
+        let mut work = std::pin::pin!(work);
+        loop {
+            tokio::select! {
+                done = &mut work => return done,
+                () = self.due() => self.beat(),
+            }
+        }
+    }
+}
+
 impl Parts {
+    /// Whether servers on default ports are looked for.
+    fn discovers(&self) -> bool {
+        self.broker.live.load().settings.probe.discover
+    }
+
+    /// Waits until every server was looked at once, whatever came of it, or until the time is over.
+    async fn first_look(&self, give_up: Instant) {
+        let mut looks: Vec<watch::Receiver<bool>> =
+            self.watched.values().map(|watched| watched.seen.clone()).collect();
+        let all = async {
+            for look in &mut looks {
+                // A watcher that is gone will not look any more.
+                let _ = look.wait_for(|seen| *seen).await.map(drop);
+            }
+        };
+        if tokio::time::timeout_at(give_up, all).await.is_err() {
+            tracing::warn!("a server does not answer; serving without having seen it");
+        }
+    }
+
     /// A configured server joins.
     async fn add(&mut self, config: config::Server) -> Result<(), StartError> {
         let live = self.broker.live.load_full();
@@ -253,9 +328,10 @@ impl Parts {
     ) {
         let id = server.id().clone();
         let nudge = Arc::new(Notify::new());
-        let first = Arc::new(ServerState::unknown(id.clone(), server.kind()));
-        let (publish, mut readings) = watch::channel(first);
-        self.broker.dispatch.join(Arc::clone(&server), Arc::clone(&nudge));
+        let first = unseen(&*server, config.as_ref());
+        let (publish, mut readings) = watch::channel(Arc::new(first.clone()));
+        let (saw, seen) = watch::channel(false);
+        self.broker.dispatch.join(Arc::clone(&server), Arc::clone(&nudge), first);
         let dispatch = Arc::clone(&self.broker.dispatch);
         let rules = rules.clone();
         let mut task = JoinSet::new();
@@ -264,11 +340,12 @@ impl Parts {
                 while readings.changed().await.is_ok() {
                     let reading = Arc::clone(&readings.borrow_and_update());
                     dispatch.observe(&reading);
+                    saw.send_replace(true);
                 }
             };
             tokio::join!(probe::watch(server, rules, publish, nudge), forward);
         });
-        self.watched.insert(id, Watched { config, _task: task });
+        self.watched.insert(id, Watched { config, seen, _task: task });
     }
 
     /// Discovered servers join, unless they are known by now.
@@ -418,6 +495,17 @@ fn discoveries(
     }
 }
 
+/// What is known of a server before it is looked at: the models that the configuration names.
+fn unseen(server: &dyn ModelServer, config: Option<&config::Server>) -> ServerState {
+    let mut state = ServerState::unknown(server.id().clone(), server.kind());
+    let named = config.into_iter().flat_map(|config| {
+        let own = config::embedded_model(config).filter(|_| config.models.is_empty());
+        config.models.iter().cloned().chain(own)
+    });
+    state.models = named.map(|name| ServedModel { name, context_window: None }).collect();
+    state
+}
+
 fn place_is(place: &Place, wanted: u16) -> bool {
     matches!(place, Place::Http { port, .. } if *port == wanted)
 }
@@ -465,6 +553,7 @@ fn client_limits(settings: &Settings) -> ClientLimits {
     ClientLimits {
         connect: settings.relay.connect_limit,
         idle_max: settings.relay.idle_connections_max,
+        keep_after_stream: false,
     }
 }
 

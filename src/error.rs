@@ -40,8 +40,6 @@ pub enum Reason {
     ModelNotAllowed,
     /// No server serves this model.
     UnknownModel,
-    /// The model's servers cannot answer this kind of request.
-    UnsupportedByModel,
     /// Input and requested output do not fit the model's context window.
     ContextTooLong,
     /// The chat template refused the conversation.
@@ -94,7 +92,6 @@ impl Reason {
             Self::WrongKey => "invalid_api_key",
             Self::ModelNotAllowed => "model_not_allowed",
             Self::UnknownModel => "model_not_found",
-            Self::UnsupportedByModel => "unsupported_by_model",
             Self::ContextTooLong => "context_length_exceeded",
             Self::TemplateRefused => "template_refused",
             Self::RequestRate => "request_rate_exceeded",

@@ -3,7 +3,7 @@
 //! Each is its own type, so that a server's name can never be passed where a model's is meant.
 
 use serde::{Serialize, Serializer};
-use std::{borrow::Borrow, fmt, sync::Arc};
+use std::{borrow::Borrow, cell::RefCell, fmt, sync::Arc};
 
 macro_rules! name {
     ($(#[$doc:meta])* $name:ident) => {
@@ -77,19 +77,43 @@ impl Serialize for RequestId {
     }
 }
 
+/// Random bytes, asked from the system for many ids at once.
+struct Random {
+    bytes: [u8; 12 * 64],
+    used: usize,
+}
+
+thread_local! {
+    static RANDOM: RefCell<Random> = const { RefCell::new(Random { bytes: [0; 12 * 64], used: 12 * 64 }) };
+}
+
+impl Random {
+    fn next(&mut self) -> [u8; 12] {
+        if let Some(fresh) = self.bytes.get(self.used..).and_then(<[u8]>::first_chunk) {
+            self.used += fresh.len();
+            return *fresh;
+        }
+        let mut fresh = [0; 12];
+        if getrandom::fill(&mut self.bytes).is_ok() {
+            fresh = self.bytes.first_chunk().copied().unwrap_or_default();
+            self.used = fresh.len();
+        } else {
+            let nanos = std::time::UNIX_EPOCH.elapsed().map(|age| age.as_nanos()).unwrap_or(0);
+            for (to, from) in fresh.iter_mut().zip(nanos.to_le_bytes()) {
+                *to = from;
+            }
+        }
+        fresh
+    }
+}
+
 impl RequestId {
     /// A fresh id. Falls back to the clock if the system's random source fails,
     /// since an id is for finding a request again, not for security.
     pub fn fresh() -> Self {
         const HEX: [char; 16] =
             ['0', '1', '2', '3', '4', '5', '6', '7', '8', '9', 'a', 'b', 'c', 'd', 'e', 'f'];
-        let mut random = [0u8; 12];
-        if getrandom::fill(&mut random).is_err() {
-            let nanos = std::time::UNIX_EPOCH.elapsed().map(|age| age.as_nanos()).unwrap_or(0);
-            for (to, from) in random.iter_mut().zip(nanos.to_le_bytes()) {
-                *to = from;
-            }
-        }
+        let random = RANDOM.with_borrow_mut(Random::next);
         let mut text = String::with_capacity(28);
         text.push_str("req_");
         for byte in random {

@@ -23,8 +23,9 @@ pub struct Status {
     pub uptime_s: f64,
     /// Callers' connections.
     pub connections: i64,
-    /// Where callers connect.
-    pub data: String,
+    /// Where callers and scrapers connect.
+    #[serde(flatten)]
+    pub addresses: Addresses,
     /// The GPUs.
     pub gpus: Gpus,
     /// The model servers.
@@ -39,6 +40,16 @@ pub struct Status {
     pub totals: Vec<Use>,
     /// Refusals and failures, newest last.
     pub recent_refusals: Vec<Refused>,
+}
+
+/// The addresses that are bound. Not the configured ones: port 0 becomes a real port, and a service
+/// manager's socket takes the place of an address.
+#[derive(Clone, Debug, Serialize)]
+pub struct Addresses {
+    /// Where callers connect.
+    pub data: String,
+    /// Where metrics are read.
+    pub admin: String,
 }
 
 /// What is known of the GPUs.
@@ -165,7 +176,7 @@ pub struct Refused {
 }
 
 /// Makes the report from what is known now.
-pub fn status(broker: &Broker, gpus: &GpuPlane) -> Status {
+pub fn status(broker: &Broker, gpus: &GpuPlane, addresses: &Addresses) -> Status {
     let views = broker.dispatch.servers();
     let live = broker.live.load();
     let catalog = broker.dispatch.catalog();
@@ -189,7 +200,7 @@ pub fn status(broker: &Broker, gpus: &GpuPlane) -> Status {
         state: if stopping { "stopping" } else { "serving" },
         uptime_s: broker.books.metrics.uptime().as_secs_f64(),
         connections: broker.books.metrics.connections_now(),
-        data: broker.data.get().unwrap_or(&live.settings.listen.data).to_string(),
+        addresses: addresses.clone(),
         gpus: gpu_report(gpus),
         running: views.iter().map(|view| view.placed).sum(),
         servers: views.into_iter().map(server).collect(),

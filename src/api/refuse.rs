@@ -48,7 +48,6 @@ pub fn status(refusal: &Refusal) -> StatusCode {
         | Reason::OutOfRange
         | Reason::MissingField
         | Reason::BadFraming
-        | Reason::UnsupportedByModel
         | Reason::ContextTooLong
         | Reason::TemplateRefused => StatusCode::BAD_REQUEST,
     }

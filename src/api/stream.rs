@@ -99,7 +99,11 @@ impl Event {
     /// without data.
     pub fn data(&self) -> Option<Cow<'_, [u8]>> {
         let mut data: Option<Cow<'_, [u8]>> = None;
-        for line in self.raw.split(|byte| matches!(byte, b'\n' | b'\r')) {
+        let mut rest: &[u8] = &self.raw;
+        while !rest.is_empty() {
+            let end = memchr2(b'\n', b'\r', rest).unwrap_or(rest.len());
+            let (line, after) = rest.split_at_checked(end).unwrap_or((rest, b""));
+            rest = after.get(1..).unwrap_or_default();
             let Some(value) = line.strip_prefix(b"data") else { continue };
             let value = match value.strip_prefix(b":") {
                 Some(value) => value.strip_prefix(b" ").unwrap_or(value),

@@ -145,7 +145,11 @@ fn server_of(settings: &Settings, model: &ModelName) -> Option<Arc<dyn ModelServ
     let server = servers()
         .find(|server| server.models.contains(model))
         .or_else(|| servers().find(|server| server.models.is_empty()))?;
-    let limits = ClientLimits { connect: settings.relay.connect_limit, idle_max: 0 };
+    let limits = ClientLimits {
+        connect: settings.relay.connect_limit,
+        idle_max: 0,
+        keep_after_stream: false,
+    };
     let remote = Remote::new(server, settings.probe.limit, limits)?;
     Some(Arc::new(remote))
 }

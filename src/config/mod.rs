@@ -68,7 +68,8 @@ pub struct Listen {
     pub head_limit: Duration,
     /// A request body must be complete this long after its head.
     pub body_limit: Duration,
-    /// A connection without a request is closed after this.
+    /// A connection without a request is closed after this, and one whose caller takes nothing of its
+    /// answer.
     pub idle_limit: Duration,
     /// After SIGTERM, streams may finish for this long.
     pub drain_limit: Duration,

@@ -63,6 +63,14 @@ fn place(
                 let what = "this berthd was built without the embedded model";
                 section.error("kind", what, "install a build with the feature `candle`");
             }
+            if section.holds("kv_tokens") {
+                let what = "an embedded server has room for its window times max_running";
+                section.error(
+                    "kv_tokens",
+                    what,
+                    "remove the key; set max_running to change its room",
+                );
+            }
             if !section.holds("folder") {
                 let _ = section.take("folder");
                 section.missing("folder", "add folder = \"...\": the model folder to load");

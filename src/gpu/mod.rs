@@ -176,6 +176,8 @@ fn log_change(before: &GpuPlane, now: &GpuPlane) {
             tracing::info!(%driver_version, %nvml_version, gpus = gpus.len(), "the GPU driver answers");
         }
         (GpuPlane::NoDriver(old), GpuPlane::NoDriver(new)) if old == new => {}
+        // A host without a GPU is no fault; one whose driver went away has one.
+        (GpuPlane::Off, GpuPlane::NoDriver(why)) => tracing::info!("{why}"),
         (_, GpuPlane::NoDriver(why)) => tracing::warn!("{why}"),
         (_, GpuPlane::Off) => {}
     }

@@ -167,10 +167,15 @@ async fn run(
         *facts.lock().unwrap_or_else(PoisonError::into_inner) = facts_of(&record);
         let ending = Attempt::new(&job, &slot, &mut record, gaps.clone()).run(&placement).await;
         match ending {
-            Ending::Whole(watched) => {
+            Ending::Whole(watched, tail) => {
                 placement.report(Outcome::Answered);
                 drop(placement);
+                // In the same turn in which the last piece was given, so before any caller sees it:
+                // many hang up on `[DONE]`, and what comes after it may never run.
                 settle(&broker, record, watched);
+                if let Some(tail) = tail {
+                    relay::drain(tail).await;
+                }
                 return Ok(());
             }
             Ending::Torn(fault) => {
@@ -182,7 +187,8 @@ async fn run(
             Ending::Again(fault) => {
                 let stop = note(&broker, &placement, &fault, &mut ask, &record, &job);
                 drop(placement);
-                if stop {
+                let late = job.content_by.is_some_and(|by| by <= Instant::now());
+                if stop || late {
                     record.refused(&fault.refusal);
                     return Err(fault.refusal);
                 }

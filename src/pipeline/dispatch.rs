@@ -129,7 +129,7 @@ impl Dispatch {
     /// An empty house.
     pub fn new(settings: &config::Settings) -> Arc<Self> {
         let state = State {
-            queue: Queue::new(limits(&settings.queue)),
+            queue: Queue::new(limits(settings)),
             rooms: Vec::new(),
             berths: HashMap::new(),
             pace: HashMap::new(),
@@ -154,7 +154,7 @@ impl Dispatch {
     /// Takes new settings. Who waits and what runs stays.
     pub fn reconfigure(&self, settings: &config::Settings) {
         let mut state = self.lock();
-        state.queue.set_limits(limits(&settings.queue));
+        state.queue.set_limits(limits(settings));
         state.queue_rules = settings.queue.clone();
         state.breaker_rules = settings.breaker.clone();
         state.models = settings.models.clone();
@@ -163,12 +163,17 @@ impl Dispatch {
     }
 
     /// A server joins, or another process takes an old name over. `nudge` asks its watcher to look at
-    /// once, after a failed call.
-    pub fn join(&self, server: Arc<dyn ModelServer>, nudge: Arc<Notify>) {
+    /// once, after a failed call. `known` is what can be said before the first look.
+    pub fn join(&self, server: Arc<dyn ModelServer>, nudge: Arc<Notify>, mut known: ServerState) {
         let mut state = self.lock();
         let id = server.id().clone();
-        let known = ServerState::unknown(id.clone(), server.kind());
-        let drained = state.berths.get(&id).is_some_and(|berth| berth.drained);
+        let before = state.berths.get(&id);
+        let drained = before.is_some_and(|berth| berth.drained);
+        // A server that only changed its settings keeps its models until it is looked at: callers wait
+        // that moment instead of hearing that there is no such model.
+        if let Some(before) = before.filter(|_| known.models.is_empty()) {
+            known.models = before.state.models.clone();
+        }
         let berth = Berth {
             server,
             nudge,
@@ -558,8 +563,11 @@ impl State {
 /// Models whose output length is tracked.
 const MODELS_MAX: usize = 1024;
 
-fn limits(rules: &config::Queue) -> Limits {
-    let share = rules.length_max.saturating_mul(usize::from(rules.tenant_share_percent)) / 100;
+fn limits(settings: &config::Settings) -> Limits {
+    let rules = &settings.queue;
+    // A tenant alone has nobody to leave room for.
+    let percent = if settings.tenants.len() < 2 { 100 } else { rules.tenant_share_percent };
+    let share = rules.length_max.saturating_mul(usize::from(percent)) / 100;
     Limits { length_max: rules.length_max, tenant_max: share.max(1) }
 }
 

@@ -136,31 +136,44 @@ impl Follower {
 
 /// Adds bytes to a head until its empty line. Says how many were taken and whether it is whole.
 fn take_head(so_far: &mut Vec<u8>, bytes: &[u8]) -> Result<(usize, bool), Violation> {
-    for (index, byte) in bytes.iter().enumerate() {
-        let last = so_far.last().copied();
-        match byte {
-            b'\n' if last != Some(b'\r') => {
-                return Err(Violation::Rule("Lines must end with CR LF; a bare LF is refused."));
-            }
-            b'\n' => {}
-            _ if last == Some(b'\r') => {
-                return Err(Violation::Rule("A CR must be followed by LF."));
-            }
-            0 => return Err(Violation::Rule("A NUL byte has no place in a head.")),
-            _ => {}
-        }
-        so_far.push(*byte);
+    let mut taken = 0;
+    while let Some(rest) = bytes.get(taken..).filter(|rest| !rest.is_empty()) {
+        let end = memchr::memchr(b'\n', rest).map(|at| at + 1);
+        let line = rest.get(..end.unwrap_or(rest.len())).unwrap_or_default();
+        check_line(so_far.last() == Some(&b'\r'), line, end.is_some())?;
+        so_far.extend_from_slice(line);
+        taken += line.len();
         if so_far == b"\r\n" {
             // Empty lines before a request line are to be skipped.
             so_far.clear();
-        } else if so_far.ends_with(b"\r\n\r\n") {
-            return Ok((index + 1, true));
+        } else if end.is_some() && so_far.ends_with(b"\r\n\r\n") {
+            return Ok((taken, true));
         }
     }
     if so_far.len() > HEAD_MAX {
         return Err(Violation::LargeHead);
     }
-    Ok((bytes.len(), false))
+    Ok((taken, false))
+}
+
+/// Checks a line or, unless it is `ended`, the beginning of one, which may follow a CR from before.
+fn check_line(after_cr: bool, line: &[u8], ended: bool) -> Result<(), Violation> {
+    let text = line.strip_suffix(b"\n").filter(|_| ended).unwrap_or(line);
+    if after_cr && !(ended && text.is_empty()) {
+        return Err(Violation::Rule("A CR must be followed by LF."));
+    }
+    // A CR at the end may have its LF still to come.
+    let inner = text.strip_suffix(b"\r").unwrap_or(text);
+    if memchr::memchr(b'\r', inner).is_some() {
+        return Err(Violation::Rule("A CR must be followed by LF."));
+    }
+    if memchr::memchr(0, inner).is_some() {
+        return Err(Violation::Rule("A NUL byte has no place in a head."));
+    }
+    if ended && !after_cr && inner.len() == text.len() {
+        return Err(Violation::Rule("Lines must end with CR LF; a bare LF is refused."));
+    }
+    Ok(())
 }
 
 /// Checks a whole head and says what follows it.
@@ -189,20 +202,20 @@ fn check_head(head: &[u8]) -> Result<Phase, Violation> {
         if colon.is_none() || name.is_empty() || name.iter().any(|b| !b.is_ascii_graphic()) {
             return Err(Violation::Rule("A header line is not 'Name: value'."));
         }
-        match name.to_ascii_lowercase().as_slice() {
-            b"content-length" if length.is_some() => {
+        let is = |known: &[u8]| name.eq_ignore_ascii_case(known);
+        if is(b"content-length") {
+            if length.replace(read_length(value)?).is_some() {
                 return Err(Violation::Rule("Content-Length is given twice."));
             }
-            b"content-length" => length = Some(read_length(value)?),
-            b"transfer-encoding" if chunked || !value.eq_ignore_ascii_case(b"chunked") => {
+        } else if is(b"transfer-encoding") {
+            if chunked || !value.eq_ignore_ascii_case(b"chunked") {
                 return Err(Violation::Rule("The only Transfer-Encoding taken is one 'chunked'."));
             }
-            b"transfer-encoding" => chunked = true,
-            b"host" => hosts += 1,
-            b"expect" if !value.eq_ignore_ascii_case(b"100-continue") => {
-                return Err(Violation::Rule("The only expectation known is 100-continue."));
-            }
-            _ => {}
+            chunked = true;
+        } else if is(b"host") {
+            hosts += 1;
+        } else if is(b"expect") && !value.eq_ignore_ascii_case(b"100-continue") {
+            return Err(Violation::Rule("The only expectation known is 100-continue."));
         }
     }
     if hosts > 1 || (hosts == 0 && version != Some(b"HTTP/1.0")) {
@@ -283,7 +296,7 @@ fn follow_chunk(chunk: &mut Chunk, line: &mut Vec<u8>, bytes: &[u8]) -> Result<T
 pub struct Patience {
     /// From a head's first byte to its last.
     pub head: Duration,
-    /// Between requests.
+    /// Between requests, and while a caller takes nothing of its answer.
     pub idle: Duration,
 }
 
@@ -297,6 +310,8 @@ pub struct Guarded {
     since: Instant,
     timer: Pin<Box<Sleep>>,
     was_in_head: bool,
+    /// Rings when the caller has taken nothing of its answer for too long; set while it takes nothing.
+    stalled: Option<Pin<Box<Sleep>>>,
     /// Requests being answered on this connection; while there is one, silence is no fault.
     busy: Arc<AtomicUsize>,
 }
@@ -319,6 +334,7 @@ impl Guarded {
             since: now,
             timer: Box::pin(tokio::time::sleep_until(now + patience.head)),
             was_in_head: true,
+            stalled: None,
             busy,
         }
     }
@@ -369,6 +385,25 @@ impl Guarded {
     }
 }
 
+impl Guarded {
+    /// A caller who stops reading would hold a server's room for ever: it may take nothing for as long
+    /// as it may ask for nothing, then its connection ends.
+    fn taken(
+        &mut self,
+        written: Poll<io::Result<usize>>,
+        cx: &mut Context<'_>,
+    ) -> Poll<io::Result<usize>> {
+        if written.is_ready() {
+            self.stalled = None;
+            return written;
+        }
+        let limit = self.patience.idle;
+        let alarm = self.stalled.get_or_insert_with(|| Box::pin(tokio::time::sleep(limit)));
+        ready!(alarm.as_mut().poll(cx));
+        Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the caller takes nothing")))
+    }
+}
+
 fn refuse() -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, "framing refused")
 }
@@ -406,7 +441,8 @@ impl AsyncWrite for Guarded {
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, bytes)
+        let written = Pin::new(&mut self.stream).poll_write(cx, bytes);
+        self.taken(written, cx)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -422,7 +458,8 @@ impl AsyncWrite for Guarded {
         cx: &mut Context<'_>,
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(cx, slices)
+        let written = Pin::new(&mut self.stream).poll_write_vectored(cx, slices);
+        self.taken(written, cx)
     }
 
     fn is_write_vectored(&self) -> bool {

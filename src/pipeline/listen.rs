@@ -156,8 +156,9 @@ async fn connection(
     let answering = busy.load(Ordering::Relaxed) > 0;
     let (mut stream, violation) = connection.into_parts().io.into_inner().into_parts();
     match (result, violation) {
-        // In the middle of an answer there is no place for another.
-        (Err(_), Some(violation)) if !answering => refuse_framing(&mut stream, violation).await,
+        // In the middle of an answer there is no place for another. Between two requests the library
+        // takes the guard's error for an orderly end, so its own result says nothing here.
+        (_, Some(violation)) if !answering => refuse_framing(&mut stream, violation).await,
         (Ok(()), _) => drop(stream.shutdown().await),
         (Err(_), _) => {}
     }

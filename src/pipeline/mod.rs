@@ -1,6 +1,7 @@
 //! What happens to a request, in one straight line: authenticate, parse, count, admit, queue, place,
 //! relay, settle.
 
+pub mod alarm;
 pub mod answer;
 pub mod auth;
 pub mod count;
@@ -34,9 +35,8 @@ use http::{HeaderMap, Method, Request as HttpRequest, Response};
 use record::{Books, Record};
 use relay::Job;
 use std::{
-    net::SocketAddr,
     sync::{
-        Arc, OnceLock,
+        Arc,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
@@ -53,8 +53,6 @@ pub struct Broker {
     pub books: Arc<Books>,
     /// Set once, when the daemon stops: new requests are refused.
     pub stopping: AtomicBool,
-    /// Where callers really connect, once that is known (the configured port may be 0).
-    pub data: OnceLock<SocketAddr>,
 }
 
 /// What a reload replaces as one.
@@ -78,7 +76,6 @@ impl Broker {
             dispatch,
             books: Arc::new(Books::default()),
             stopping: AtomicBool::new(false),
-            data: OnceLock::new(),
         })
     }
 
@@ -157,7 +154,9 @@ impl Broker {
         if let Some(deadline) = deadline {
             relay.first_token_limit = relay.first_token_limit.min(deadline);
         }
-        Ok((studied.job(relay, settings.limits.clone(), counted), ask))
+        let mut job = studied.job(relay, settings.limits.clone(), counted);
+        job.content_by = deadline.map(|deadline| record.started() + deadline);
+        Ok((job, ask))
     }
 
     fn authenticate(

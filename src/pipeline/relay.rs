@@ -2,9 +2,10 @@
 //!
 //! Before the commit point, the first event with content, anything that goes wrong means the next
 //! candidate. After it the caller has seen output, so nothing may be sent again: the stream ends with a
-//! typed error. That rule is the `match` in [`Attempt::outcome`] and nowhere else.
+//! typed error. That rule is the `match` in `Attempt::outcome` and nowhere else.
 
 use super::{
+    alarm::Alarm,
     dispatch::{Outcome, Placement},
     flow::Slot,
     record::Record,
@@ -71,6 +72,8 @@ pub struct Job {
     pub body: Bytes,
     /// Limits.
     pub relay: config::Relay,
+    /// When the first content of a stream is of no more use, where the caller said so.
+    pub content_by: Option<Instant>,
     /// Limits on answers.
     pub limits: config::Limits,
     /// What the watcher must know.
@@ -233,8 +236,8 @@ async fn within<T>(until: Instant, work: impl Future<Output = T>) -> Option<T> {
 /// How a streamed attempt ended.
 #[derive(Debug)]
 pub enum Ending {
-    /// Whole.
-    Whole(Watched),
+    /// Whole. What the server still has to say is in the body: it is read once the answer is booked.
+    Whole(Watched, Option<AnswerBody>),
     /// Not whole, and the caller has seen nothing: the next candidate may try.
     Again(Fault),
     /// Not whole, and the caller has seen a part: only an honest end is left.
@@ -258,9 +261,12 @@ pub struct Attempt<'a> {
     watcher: Watcher,
     gaps: Histogram,
     last_content: Option<Instant>,
+    alarm: Alarm,
     /// Events from before the commit point, in order.
     held: Vec<Bytes>,
     held_bytes: usize,
+    /// The body behind `[DONE]`.
+    tail: Option<AnswerBody>,
 }
 
 impl<'a> Attempt<'a> {
@@ -274,8 +280,10 @@ impl<'a> Attempt<'a> {
             watcher,
             gaps,
             last_content: None,
+            alarm: Alarm::default(),
             held: Vec::new(),
             held_bytes: 0,
+            tail: None,
         }
     }
 
@@ -286,7 +294,7 @@ impl<'a> Attempt<'a> {
         match result {
             Ok(()) => {
                 let (usage, from_server) = self.watcher.usage();
-                Ending::Whole(Watched { usage, from_server })
+                Ending::Whole(Watched { usage, from_server }, self.tail)
             }
             Err(fault) => self.outcome(fault),
         }
@@ -308,14 +316,17 @@ impl<'a> Attempt<'a> {
     async fn stream(&mut self, placement: &Placement) -> Result<(), Fault> {
         let limit = self.job.relay.first_token_limit;
         let first_by = Instant::now() + limit;
+        let first_by = self.job.content_by.map_or(first_by, |by| by.min(first_by));
         let opening = self.job.open(placement, self.record, "text/event-stream");
-        let mut answer = within(first_by, opening)
+        let answer = within(first_by, opening)
             .await
             .unwrap_or_else(|| Err(Fault::silent(limit, "first content")))?;
+        // The head is read, and the buffer that it came in is the body's again once the head is gone.
+        let Answer { mut body, .. } = answer;
         let max = usize::try_from(self.job.limits.event_max.get()).unwrap_or(usize::MAX);
         let mut splitter = Splitter::new(max);
         loop {
-            let piece = self.next_piece(&mut answer.body, first_by).await?;
+            let piece = self.next_piece(&mut body, first_by).await?;
             let Some(piece) = piece else { break };
             splitter.push(piece);
             loop {
@@ -331,7 +342,7 @@ impl<'a> Attempt<'a> {
                     // It would go on: its connection is closed instead.
                     Some(Over::Cut) => return Ok(()),
                     Some(Over::Done) => {
-                        drain(&mut answer.body).await;
+                        self.tail = Some(body);
                         return Ok(());
                     }
                 }
@@ -369,7 +380,7 @@ impl<'a> Attempt<'a> {
         } else {
             (first_by, self.job.relay.first_token_limit, "first content")
         };
-        let Some(piece) = within(until, body.next()).await else {
+        let Some(piece) = self.alarm.within(until, body.next()).await else {
             return Err(Fault::silent(limit, what));
         };
         piece.transpose().map_err(|error| {
@@ -448,7 +459,7 @@ impl<'a> Attempt<'a> {
 
 /// Reads the end of a body, so that its connection can serve again. What does not end in time is
 /// dropped with its connection.
-async fn drain(body: &mut AnswerBody) {
+pub async fn drain(mut body: AnswerBody) {
     let tail = async { while let Some(Ok(_)) = body.next().await {} };
     let _ = tokio::time::timeout(TAIL_LIMIT, tail).await;
 }

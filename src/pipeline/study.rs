@@ -194,6 +194,14 @@ impl Studied {
             exact: counted.source != Source::Estimate,
             counter: self.counter,
         };
-        Job { route: self.route, stream: self.stream, body: self.outgoing, relay, limits, wishes }
+        Job {
+            route: self.route,
+            stream: self.stream,
+            body: self.outgoing,
+            relay,
+            content_by: None,
+            limits,
+            wishes,
+        }
     }
 }

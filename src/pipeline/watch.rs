@@ -79,6 +79,9 @@ const TOOL_SLACK: u64 = 64;
 /// token an event, and few tokens are longer.
 const ONE_TOKEN_BYTES: usize = 18;
 
+/// The end mark.
+const DONE: Bytes = Bytes::from_static(b"data: [DONE]\n\n");
+
 /// The watcher.
 #[derive(Debug)]
 pub struct Watcher {
@@ -88,6 +91,8 @@ pub struct Watcher {
     usage_seen: bool,
     /// Bytes of content, as JSON text.
     bytes: u64,
+    /// The last event with choices; an event of our own takes its id and names from it.
+    like: Option<Event>,
     /// Some event carried content or a finish.
     pub committed: bool,
     /// The event just read carried content.
@@ -104,6 +109,7 @@ impl Watcher {
             usage: None,
             usage_seen: false,
             bytes: 0,
+            like: None,
             committed: false,
             content: false,
         }
@@ -142,7 +148,7 @@ impl Watcher {
         match event::read(&data) {
             Said::Garbage => Step::Broken(faults::GARBAGE),
             Said::Done if self.whole() => {
-                let mut last = self.closing_usage(None);
+                let mut last = self.closing_usage();
                 last.push(event.raw.clone());
                 Step::Done(last)
             }
@@ -155,15 +161,21 @@ impl Watcher {
     }
 
     /// The stream ended without `[DONE]`. Some servers never send it; what counts is that the answer
-    /// said it was finished. Gives what must still be handed on.
+    /// said it was finished. Gives what must still be handed on, the end mark included: callers tell a
+    /// whole answer from a torn one by it.
     pub fn end(&mut self) -> Result<Vec<Bytes>, &'static str> {
         if self.whole() {
-            return Ok(self.closing_usage(None));
+            let mut last = self.closing_usage();
+            last.push(DONE);
+            return Ok(last);
         }
         Err(if self.committed { faults::UNFINISHED } else { faults::EMPTY })
     }
 
     fn chunk(&mut self, event: &Event, data: &[u8], chunk: &Chunk<'_>) -> Step {
+        if chunk.choices.as_ref().is_some_and(|choices| !choices.is_empty()) {
+            self.like = Some(event.clone());
+        }
         let mut over = false;
         for choice in chunk.choices.iter().flatten() {
             match self.progress(choice) {
@@ -172,7 +184,7 @@ impl Watcher {
             }
         }
         if over {
-            return self.cut(event, data, chunk);
+            return self.cut(data, chunk);
         }
         if chunk.usage.is_some() {
             return self.usage_event(event, chunk);
@@ -216,7 +228,7 @@ impl Watcher {
 
     /// The server ignores `max_tokens`: the choice ends here, for the reason the server should have
     /// given.
-    fn cut(&mut self, event: &Event, data: &[u8], chunk: &Chunk<'_>) -> Step {
+    fn cut(&mut self, data: &[u8], chunk: &Chunk<'_>) -> Step {
         #[derive(Deserialize)]
         struct Only<'a> {
             #[serde(borrow)]
@@ -257,8 +269,8 @@ impl Watcher {
             // Other choices go on; the events of this one are dropped from here.
             return last.pop().map_or(Step::Keep, Step::Pass);
         }
-        last.extend(self.closing_usage(Some(event)));
-        last.push(Bytes::from_static(b"data: [DONE]\n\n"));
+        last.extend(self.closing_usage());
+        last.push(DONE);
         Step::Cut(last)
     }
 
@@ -295,7 +307,7 @@ impl Watcher {
     }
 
     /// The usage event that the caller asked for and the server never sent.
-    fn closing_usage(&mut self, like: Option<&Event>) -> Vec<Bytes> {
+    fn closing_usage(&mut self) -> Vec<Bytes> {
         if !self.wishes.include_usage || std::mem::replace(&mut self.usage_seen, true) {
             return Vec::new();
         }
@@ -304,19 +316,22 @@ impl Watcher {
             #[serde(borrow, default)]
             id: Option<&'a RawValue>,
             #[serde(borrow, default)]
+            object: Option<&'a RawValue>,
+            #[serde(borrow, default)]
             created: Option<&'a RawValue>,
             #[serde(borrow, default)]
             model: Option<&'a RawValue>,
         }
-        let data = like.and_then(Event::data);
+        let data = self.like.as_ref().and_then(Event::data);
         let head: Head<'_> =
             data.as_deref().and_then(|data| serde_json::from_slice(data).ok()).unwrap_or_default();
         let raw = |value: Option<&RawValue>, other: &str| {
             value.map_or_else(|| other.to_owned(), |value| value.get().to_owned())
         };
         let event = format!(
-            "data: {{\"id\":{},\"object\":\"chat.completion.chunk\",\"created\":{},\"model\":{},\"choices\":[],\"usage\":{}}}\n\n",
+            "data: {{\"id\":{},\"object\":{},\"created\":{},\"model\":{},\"choices\":[],\"usage\":{}}}\n\n",
             raw(head.id, "\"\""),
+            raw(head.object, "\"chat.completion.chunk\""),
             raw(head.created, "0"),
             raw(head.model, "\"\""),
             self.usage().0.json()
@@ -350,8 +365,7 @@ impl Watcher {
 }
 
 /// Output tokens in one choice's part of an event, and its bytes. A short part is one token. A longer
-/// one is counted by the tokenizer; without one it has a token for every six bytes, which is less than
-/// nearly all text has: a server that keeps the limit must never be cut.
+/// one is counted by the tokenizer; without one it has [`fewest`].
 fn output_of(choice: &Choice<'_>, counter: Option<&Counter>) -> (Tokens, u64) {
     let bytes: usize = choice.parts().map(|part| part.get().len()).sum();
     if bytes == 0 {
@@ -362,12 +376,32 @@ fn output_of(choice: &Choice<'_>, counter: Option<&Counter>) -> (Tokens, u64) {
     }
     let mut tokens = Tokens::ZERO;
     for part in choice.parts() {
-        let text = serde_json::from_str::<String>(part.get()).ok();
-        let counted = text.and_then(|text| counter.and_then(|counter| counter.output(&text)));
-        let few = Tokens((part.get().len() as u64).div_ceil(6));
-        tokens = tokens.plus(counted.unwrap_or(few));
+        let counted = match serde_json::from_str::<String>(part.get()) {
+            Ok(text) => counter
+                .and_then(|counter| counter.output(&text))
+                .unwrap_or_else(|| Tokens(fewest(&text))),
+            Err(_) => Tokens((part.get().len() as u64).div_ceil(6)),
+        };
+        tokens = tokens.plus(counted);
     }
     (tokens.max(Tokens(1)), bytes as u64)
+}
+
+/// The fewest tokens that a text is likely to have: one for every six bytes, and a run of white space,
+/// of which tokenizers make one token, as one byte. A server that keeps the limit must not be cut, so
+/// this errs on the low side; JSON's escapes are undone before, since they can be six bytes a letter.
+fn fewest(text: &str) -> u64 {
+    let mut bytes = 0;
+    let mut blank = false;
+    for letter in text.chars() {
+        bytes += match (blank, letter.is_whitespace()) {
+            (true, true) => 0,
+            (false, true) => 1,
+            (_, false) => letter.len_utf8(),
+        };
+        blank = letter.is_whitespace();
+    }
+    if bytes <= ONE_TOKEN_BYTES { 1 } else { (bytes as u64).div_ceil(6) }
 }
 
 #[cfg(test)]
@@ -420,7 +454,7 @@ mod tests {
         assert_eq!(watcher.read(&event("[DONE]")), Step::Broken(faults::UNFINISHED));
         assert_eq!(watcher.end(), Err(faults::UNFINISHED));
         watcher.read(&event(FINISH));
-        assert_eq!(watcher.end(), Ok(Vec::new()));
+        assert_eq!(watcher.end(), Ok(vec![DONE]));
         assert!(matches!(watcher.read(&event("[DONE]")), Step::Done(last) if last.len() == 1));
     }
 
@@ -488,6 +522,19 @@ mod tests {
         assert!(text.contains(r#""completion_tokens":3"#), "{text}");
         assert!(text.ends_with("data: [DONE]\n\n"), "{text}");
         assert_eq!(watcher.output(), Tokens(3));
+    }
+
+    /// Deep indentation is one token of many bytes; so is a word that is written in JSON escapes.
+    #[test]
+    fn long_pieces_of_one_token_do_not_use_up_the_limit() {
+        for piece in [" ".repeat(64), "\\u6f22\\u5b57\\u6587".to_owned(), "\\n".repeat(20)] {
+            let mut watcher = Watcher::new(Wishes { max_tokens: Some(Tokens(20)), ..wishes() });
+            for _ in 0..20 {
+                assert!(matches!(watcher.read(&token(&piece)), Step::Pass(_)), "{piece}");
+            }
+            assert_eq!(watcher.output(), Tokens(20), "{piece}");
+        }
+        assert_eq!(fewest("several ordinary words of a text"), 6);
     }
 
     #[test]

@@ -72,10 +72,10 @@ fn generation(
             mine.get() > most.get().saturating_add(most.get() / 8).saturating_add(4)
         });
     }
-    if too_long {
+    let said = believable(chunk.usage.map(RawValue::get), expected(job, output, bytes));
+    if too_long && !kept_by_its_own_word(job, said, choices.len()) {
         return Ok(cut(job, body));
     }
-    let said = believable(chunk.usage.map(RawValue::get), expected(job, output, bytes));
     let usage = said.unwrap_or(Usage {
         prompt: job.wishes.prompt,
         completion: output,
@@ -86,6 +86,14 @@ fn generation(
         changes.usage(chunk, usage.json());
     }
     Ok((changes.apply(body), Watched { usage, from_server: said.is_some() }))
+}
+
+/// Without the model's tokenizer our count is a guess, and long words make it too high: a server whose
+/// own count keeps the limit is believed.
+fn kept_by_its_own_word(job: &Job, said: Option<Usage>, choices: usize) -> bool {
+    let all = job.wishes.max_tokens.map(|most| most.get().saturating_mul(choices as u64));
+    job.wishes.counter.is_none()
+        && said.zip(all).is_some_and(|(usage, all)| usage.completion.get() <= all)
 }
 
 fn expected(job: &Job, completion: Tokens, bytes: u64) -> Expected {
@@ -194,6 +202,7 @@ mod tests {
             stream: false,
             body: Bytes::new(),
             relay: settings.relay,
+            content_by: None,
             limits: settings.limits,
             wishes: Wishes {
                 alias: Some("mine".into()),

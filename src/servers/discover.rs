@@ -63,7 +63,8 @@ pub async fn among(ports: &[u16], limit: Duration, own: &[u16]) -> Vec<Found> {
 }
 
 async fn recognise(port: u16, limit: Duration) -> Option<Found> {
-    let limits = ClientLimits { connect: CONNECT_LIMIT.min(limit), idle_max: 1 };
+    let limits =
+        ClientLimits { connect: CONNECT_LIMIT.min(limit), idle_max: 1, keep_after_stream: false };
     let client = Client::new(HOST.to_owned(), port, String::new(), None, limits);
     let (status, page) = client.get(MODELS, limit, PAGE_MAX).await.ok()?;
     let found =

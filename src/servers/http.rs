@@ -39,6 +39,10 @@ pub struct ClientLimits {
     pub connect: Duration,
     /// Idle connections kept.
     pub idle_max: usize,
+    /// Keep a connection that carried a stream. Not where the server closes behind streams without
+    /// saying so before, as llama.cpp does: its close could cross the next request, which may not be
+    /// sent twice.
+    pub keep_after_stream: bool,
 }
 
 /// One server's connections.
@@ -210,7 +214,8 @@ impl Client {
                 let (head, body) = response.into_parts();
                 let link = Some(link);
                 let pool = Arc::clone(&self.pool);
-                Ok((head, Exchange { link, body, pool, closed, over: false }))
+                let reuse = self.limits.keep_after_stream || !is_stream(&head.headers);
+                Ok((head, Exchange { link, body, pool, closed, reuse, over: false }))
             }
             Some(Err(error)) => Err(CallError::Broken(describe(&error))),
             None => Err(CallError::Broken(ended.unwrap_or_default())),
@@ -225,14 +230,19 @@ impl Client {
             .map_err(|error| CallError::Connect(error.to_string()))?;
         // Tokens are small; waiting to fill a packet would delay each.
         stream.set_nodelay(true).map_err(|error| CallError::Connect(error.to_string()))?;
-        let socket = Arc::new(stream);
+        let wire = Wire::new(stream);
         let (sender, connection) = Builder::new()
             .max_buf_size(MAX_READ_BUFFER)
-            .handshake(TokioIo::new(Wire::new(Arc::clone(&socket))))
+            .handshake(TokioIo::new(wire.clone()))
             .await
             .map_err(|error| CallError::Connect(describe(&error)))?;
-        Ok(Link { sender, connection: Box::pin(connection), socket, idle_since: Instant::now() })
+        Ok(Link { sender, connection: Box::pin(connection), wire, idle_since: Instant::now() })
     }
+}
+
+fn is_stream(headers: &HeaderMap) -> bool {
+    let media = headers.get(CONTENT_TYPE).map(HeaderValue::as_bytes).unwrap_or_default();
+    media.starts_with(b"text/event-stream")
 }
 
 /// Bounds what a fast server can pile up before a slow caller; also the largest response head.
@@ -256,20 +266,8 @@ type Io = TokioIo<Wire>;
 struct Link {
     sender: SendRequest<Full<Bytes>>,
     connection: Pin<Box<Connection<Io, Full<Bytes>>>>,
-    socket: Arc<TcpStream>,
+    wire: Wire,
     idle_since: Instant,
-}
-
-impl Link {
-    /// An idle HTTP/1 socket has nothing to read. Bytes are an answer nobody asked for, the end of
-    /// stream is a closed connection; both make it useless. Asked of the kernel itself, since the
-    /// runtime's idea of readiness may be older than the bytes.
-    fn silent(&self) -> bool {
-        use rustix::net::{RecvFlags, recv};
-        let mut byte = [0u8; 1];
-        let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
-        matches!(recv(&*self.socket, &mut byte[..], flags), Err(rustix::io::Errno::AGAIN))
-    }
 }
 
 struct Pool {
@@ -286,7 +284,10 @@ impl Pool {
     fn take(&self) -> Option<Link> {
         loop {
             let link = self.lock().pop()?;
-            if link.idle_since.elapsed() < IDLE_AGE_MAX && link.silent() && link.sender.is_ready() {
+            if link.idle_since.elapsed() < IDLE_AGE_MAX
+                && link.wire.is_silent()
+                && link.sender.is_ready()
+            {
                 return Some(link);
             }
         }
@@ -315,6 +316,8 @@ pub struct Exchange {
     body: Incoming,
     pool: Arc<Pool>,
     closed: bool,
+    /// The connection may carry another request after this one.
+    reuse: bool,
     over: bool,
 }
 
@@ -374,11 +377,102 @@ impl Exchange {
     }
 
     fn recycle(&mut self, cx: &mut Context<'_>) {
-        let Some(mut link) = self.link.take() else { return };
+        let Some(mut link) = self.link.take().filter(|_| self.reuse) else { return };
         // One more turn lets the connection see that its answer is complete.
         if !self.closed && link.connection.as_mut().poll(cx).is_pending() && link.sender.is_ready()
         {
             self.pool.put(link);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use tokio::{
+        io::{AsyncBufReadExt, AsyncWriteExt, BufReader},
+        net::TcpListener,
+        task::JoinSet,
+    };
+
+    /// A server that answers so many requests on each connection, and ends it at the next one. Counts
+    /// connections and requests.
+    async fn server(
+        answers: usize,
+        media: &'static str,
+        keep_after_stream: bool,
+    ) -> (Client, Arc<[AtomicUsize; 2]>, JoinSet<()>) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let seen = Arc::new([AtomicUsize::new(0), AtomicUsize::new(0)]);
+        let counts = Arc::clone(&seen);
+        let mut task = JoinSet::new();
+        task.spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                counts[0].fetch_add(1, Ordering::Relaxed);
+                let mut stream = BufReader::new(stream);
+                for turn in 0..=answers {
+                    let mut line = String::from("-");
+                    while !line.trim().is_empty() {
+                        line.clear();
+                        stream.read_line(&mut line).await.unwrap();
+                    }
+                    if line.is_empty() {
+                        break;
+                    }
+                    counts[1].fetch_add(1, Ordering::Relaxed);
+                    if turn < answers {
+                        let head = "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n";
+                        let answer = format!("{head}content-type: {media}\r\n\r\nhi");
+                        stream.write_all(answer.as_bytes()).await.unwrap();
+                    }
+                }
+            }
+        });
+        let limits =
+            ClientLimits { connect: Duration::from_secs(2), idle_max: 4, keep_after_stream };
+        let client = Client::new("127.0.0.1".into(), port, String::new(), None, limits);
+        (client, seen, task)
+    }
+
+    async fn get(client: &Client) -> Result<(StatusCode, Bytes), CallError> {
+        client.get("/", Duration::from_secs(5), 100).await
+    }
+
+    fn counts(seen: &[AtomicUsize; 2]) -> [usize; 2] {
+        [seen[0].load(Ordering::Relaxed), seen[1].load(Ordering::Relaxed)]
+    }
+
+    #[tokio::test]
+    async fn connections_are_reused() {
+        let (client, seen, _task) = server(3, "application/json", false).await;
+        for _ in 0..3 {
+            assert_eq!(get(&client).await.unwrap().1, "hi");
+        }
+        assert_eq!(counts(&seen), [1, 3]);
+    }
+
+    #[tokio::test]
+    async fn a_connection_that_carried_a_stream_is_kept_only_where_that_is_safe() {
+        // One answer a connection, then a close that crosses the next request.
+        let (client, seen, _task) = server(1, "text/event-stream", false).await;
+        for _ in 0..3 {
+            assert_eq!(get(&client).await.unwrap().1, "hi");
+        }
+        assert_eq!(counts(&seen), [3, 3]);
+        let (client, seen, _task) = server(3, "text/event-stream", true).await;
+        for _ in 0..3 {
+            assert_eq!(get(&client).await.unwrap().1, "hi");
+        }
+        assert_eq!(counts(&seen), [1, 3]);
+    }
+
+    #[tokio::test]
+    async fn a_request_that_a_server_had_is_never_sent_again() {
+        let (client, seen, _task) = server(1, "application/json", false).await;
+        get(&client).await.unwrap();
+        assert!(matches!(get(&client).await, Err(CallError::Broken(_))));
+        assert_eq!(counts(&seen), [1, 2]);
     }
 }

@@ -82,10 +82,12 @@ enum Page {
 
 impl Remote {
     /// An adapter for a configured server. `limit` is the probe limit. `None`: the server is not
-    /// behind HTTP.
+    /// behind HTTP. Whether connections are kept after streams follows from the kind.
     pub fn new(server: &Server, limit: Duration, limits: ClientLimits) -> Option<Self> {
         let Place::Http { host, port, prefix } = &server.place else { return None };
         let key = server.api_key.clone();
+        let keep_after_stream = matches!(server.kind, ServerKind::Vllm | ServerKind::Sglang);
+        let limits = ClientLimits { keep_after_stream, ..limits };
         Some(Self {
             id: server.name.clone(),
             kind: server.kind,
@@ -423,7 +425,7 @@ mod tests {
     }
 
     fn remote(server: &Server) -> Remote {
-        let limits = ClientLimits { connect: LIMIT, idle_max: 2 };
+        let limits = ClientLimits { connect: LIMIT, idle_max: 2, keep_after_stream: false };
         Remote::new(server, LIMIT, limits).unwrap()
     }
 
@@ -677,7 +679,7 @@ mod tests {
     async fn only_a_server_behind_http_has_an_adapter() {
         let mut inside = server(ServerKind::Embedded, 1);
         inside.place = Place::Folder("/models/x".into());
-        let limits = ClientLimits { connect: LIMIT, idle_max: 1 };
+        let limits = ClientLimits { connect: LIMIT, idle_max: 1, keep_after_stream: false };
         assert!(Remote::new(&inside, LIMIT, limits).is_none());
     }
 }

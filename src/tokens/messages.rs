@@ -19,10 +19,10 @@ const CUT_HERE: &str = "\u{1}CUT-THE-PROMPT-HERE\u{1} ";
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Wants {
     pub(super) hints: ContentHints,
-    /// A trial with a list as content printed its text.
-    pub(super) lists: bool,
-    /// And one with a string did not.
-    pub(super) only_lists: bool,
+    /// A trial with a string as content did not print it.
+    pub(super) strings_fail: bool,
+    /// A trial with a list of parts as content printed their text.
+    pub(super) prints_lists: bool,
     /// A trial with a system message did not print it.
     pub(super) no_system: bool,
 }
@@ -77,10 +77,12 @@ pub(super) fn prepare(
         |name: &str, otherwise: bool| body.get(name).and_then(Value::as_bool).unwrap_or(otherwise);
     let continued = flag("continue_final_message", false);
     let mut add_generation_prompt = flag("add_generation_prompt", true);
-    let ending = end(rules, &mut messages, continued)?;
-    match ending {
+    let ending = end(rules, &mut messages, sent.last(), continued)?;
+    match &ending {
         Ending::Cut => add_generation_prompt = false,
-        Ending::Text(_) | Ending::Apart(_) => add_generation_prompt = true,
+        // An answer begun with nothing is not begun.
+        Ending::Text(text) => add_generation_prompt = !text.is_empty(),
+        Ending::Apart(_) => add_generation_prompt = true,
         Ending::Nothing => {}
     }
     Ok(Prepared {
@@ -170,31 +172,41 @@ fn prepare_content(
     role: &str,
     content: Option<&Value>,
 ) -> Result<Value, CountError> {
-    let as_list = match rules.list_form {
-        ListForm::AsSent => true,
-        ListForm::WhenLooping => wants.hints.loops,
-        ListForm::WhenLoopingOrMedia => wants.hints.loops || wants.hints.media,
-        ListForm::WhenPrinted => wants.lists,
+    // Whether lists stay lists, and whether strings become lists too.
+    let (as_list, wrap) = match rules.list_form {
+        ListForm::AsSent => (true, true),
+        ListForm::WhenLooping => (wants.hints.loops, wants.hints.loops),
+        ListForm::WhenLoopingOrMedia => (wants.hints.loops || wants.hints.media, false),
+        ListForm::WhenPrinted => (wants.prints_lists, wants.prints_lists && wants.strings_fail),
     };
-    let wrap = match rules.list_form {
-        ListForm::WhenLoopingOrMedia => false,
-        ListForm::WhenPrinted => wants.only_lists,
-        ListForm::AsSent | ListForm::WhenLooping => as_list,
-    };
+    // Elsewhere, results of tools are joined whatever the template likes.
+    let as_list = as_list && (role != "tool" || rules.list_form == ListForm::WhenPrinted);
     Ok(match content {
         None | Some(Value::Null) if wrap => json!([]),
         None | Some(Value::Null) => json!(""),
         Some(Value::String(text)) if wrap => json!([{"type": "text", "text": text}]),
         Some(Value::Array(parts)) => {
             let texts: Vec<&str> = parts.iter().map(part_text).collect::<Result<_, _>>()?;
-            // Results of tools are joined whatever the template likes.
-            if as_list && role != "tool" {
+            if as_list {
                 texts.iter().map(|text| json!({"type": "text", "text": text})).collect()
             } else {
-                json!(texts.join(rules.joiner))
+                json!(joined(rules, &texts, rules.joiner))
             }
         }
         Some(other) => other.clone(),
+    })
+}
+
+/// Parts as one text.
+fn joined(rules: &Rules, texts: &[&str], joiner: &str) -> String {
+    if !rules.join_behind_text {
+        return texts.join(joiner);
+    }
+    texts.iter().fold(String::new(), |mut all, text| {
+        if !all.is_empty() {
+            all.push_str(joiner);
+        }
+        all + text
     })
 }
 
@@ -269,6 +281,7 @@ fn developer_to_system(messages: &mut Vec<Map<String, Value>>) {
 fn end(
     rules: &Rules,
     messages: &mut Vec<Map<String, Value>>,
+    sent_last: Option<&Value>,
     continued: bool,
 ) -> Result<Ending, CountError> {
     let by_assistant = messages.last().and_then(|last| last.get("role")).and_then(Value::as_str)
@@ -284,7 +297,24 @@ fn end(
             }
             Ok(Ending::Nothing)
         }
-        LastAssistant::Prefill => Ok(Ending::Text(take_last(messages))),
+        LastAssistant::Prefill => {
+            messages.pop();
+            prefill(rules, sent_last.and_then(|last| last.get("content"))).map(Ending::Text)
+        }
+    }
+}
+
+/// Between the parts of an answer that is to be continued, whatever the template likes.
+const PREFILL_JOINER: &str = "\n\n";
+
+fn prefill(rules: &Rules, content: Option<&Value>) -> Result<String, CountError> {
+    match content {
+        Some(Value::String(text)) => Ok(text.clone()),
+        Some(Value::Array(parts)) => {
+            let texts: Vec<&str> = parts.iter().map(part_text).collect::<Result<_, _>>()?;
+            Ok(joined(rules, &texts, PREFILL_JOINER))
+        }
+        _ => Ok(String::new()),
     }
 }
 
@@ -441,6 +471,38 @@ mod tests {
         assert_eq!((sglang.ending, sglang.messages.len()), (Ending::Apart("so far".into()), 1));
         assert!(sglang.add_generation_prompt);
         assert_eq!(prepared(ServerKind::LlamaCpp, body).ending, Ending::Text("so far".into()));
+    }
+
+    #[test]
+    fn llama_cpp_joins_parts_only_where_the_template_prints_no_lists() {
+        let parts = |texts: &[&str]| -> Value {
+            texts.iter().map(|text| json!({"type": "text", "text": text})).collect()
+        };
+        let body = json!({"messages": [
+            {"role": "user", "content": parts(&["", "a", "", "b"])}, {"role": "user", "content": "c"},
+            {"role": "tool", "content": parts(&["d", "e"])},
+            {"role": "assistant", "content": parts(&["f", "g"])}]});
+        let contents = |wants| {
+            let profile = Profile::of(ServerKind::LlamaCpp);
+            let prepared = prepare(&profile, wants, body.as_object().unwrap()).unwrap();
+            assert_eq!(prepared.ending, Ending::Text("f\n\ng".into()));
+            prepared.messages.iter().map(|message| message["content"].clone()).collect::<Vec<_>>()
+        };
+        let wants = Wants::default();
+        assert_eq!(contents(wants), [json!("a\n\nb"), json!("c"), json!("d\ne")]);
+        let both = Wants { prints_lists: true, ..wants };
+        let sent = [parts(&["", "a", "", "b"]), json!("c"), parts(&["d", "e"])];
+        assert_eq!(contents(both), sent);
+        let only_lists = contents(Wants { strings_fail: true, ..both });
+        assert_eq!(only_lists, [sent[0].clone(), parts(&["c"]), sent[2].clone()]);
+    }
+
+    #[test]
+    fn an_empty_answer_to_continue_opens_no_answer() {
+        let body = json!({"messages": [
+            {"role": "user", "content": "hi"}, {"role": "assistant", "content": ""}]});
+        let llama = prepared(ServerKind::LlamaCpp, body);
+        assert_eq!((llama.messages.len(), llama.add_generation_prompt), (1, false));
     }
 
     #[test]

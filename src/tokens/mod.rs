@@ -322,13 +322,21 @@ impl Chat {
         let load = |name: &str| {
             templates.get(name).map(|source| {
                 let template = Template::compile(source, clock)?;
-                let trial = Trial { template: &template, named_tokens };
-                let lists = trial.prints_content(json!([{"type": "text", "text": Trial::NEEDLE}]));
+                let prints_all = |messages: Value| prints(&template, named_tokens, messages);
+                let prints =
+                    |content: Value| prints_all(json!([{"role": "user", "content": content}]));
+                let prints_system = |system: Value, user: Value| {
+                    prints_all(json!([
+                        {"role": "system", "content": system}, {"role": "user", "content": user},
+                    ]))
+                };
+                let list = |text: &str| json!([{"type": "text", "text": text}]);
                 let wants = Wants {
                     hints: content::ContentHints::of(template.source()),
-                    lists,
-                    only_lists: lists && !trial.prints_content(json!(Trial::NEEDLE)),
-                    no_system: !trial.prints_system(),
+                    strings_fail: !prints(json!(NEEDLE)),
+                    prints_lists: prints(list(NEEDLE)),
+                    no_system: !prints_system(json!(NEEDLE), json!("hello"))
+                        && !prints_system(list(NEEDLE), list("hello")),
                 };
                 Ok::<_, String>(Box::new(Loaded { template, wants }))
             })
@@ -351,45 +359,22 @@ impl Chat {
     }
 }
 
-/// What trial conversations show of a template.
-struct Trial<'a> {
-    template: &'a Template,
-    named_tokens: &'a BTreeMap<String, String>,
-}
+/// What a trial conversation says.
+const NEEDLE: &str = "needle-in-content";
 
-impl Trial<'_> {
-    const NEEDLE: &'static str = "needle-in-content";
-
-    /// Renders a conversation and looks whether the needle in it was printed.
-    fn prints(&self, messages: Vec<Value>) -> bool {
-        let prepared = Prepared {
-            messages,
-            tools: None,
-            documents: None,
-            variables: Map::new(),
-            add_generation_prompt: true,
-            ending: Ending::Nothing,
-        };
-        let text = self.template.render(variables(self.named_tokens, prepared));
-        text.is_ok_and(|text| text.contains(Self::NEEDLE) && !text.contains("'text'"))
-    }
-
-    /// This content of a user's message is printed.
-    fn prints_content(&self, content: Value) -> bool {
-        self.prints(vec![json!({"role": "user", "content": content})])
-    }
-
-    /// A system message is printed.
-    fn prints_system(&self) -> bool {
-        let prints = |system: Value, user: Value| {
-            self.prints(vec![
-                json!({"role": "system", "content": system}),
-                json!({"role": "user", "content": user}),
-            ])
-        };
-        let list = |text: &str| json!([{"type": "text", "text": text}]);
-        prints(json!(Self::NEEDLE), json!("hello")) || prints(list(Self::NEEDLE), list("hello"))
-    }
+/// Renders a trial conversation, and looks whether the needle in it was printed, and not its JSON.
+fn prints(template: &Template, named_tokens: &BTreeMap<String, String>, messages: Value) -> bool {
+    let Value::Array(messages) = messages else { return false };
+    let prepared = Prepared {
+        messages,
+        tools: None,
+        documents: None,
+        variables: Map::new(),
+        add_generation_prompt: true,
+        ending: Ending::Nothing,
+    };
+    let text = template.render(variables(named_tokens, prepared)).unwrap_or_default();
+    text.contains(NEEDLE) && !text.contains("'text'")
 }
 
 /// A template's variables: later ones go before earlier ones of the same name.

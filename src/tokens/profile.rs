@@ -24,7 +24,8 @@ pub(super) enum ListForm {
     WhenLooping,
     /// When the template loops over content or speaks of media; strings stay strings.
     WhenLoopingOrMedia,
-    /// When a trial shows that the template prints lists; strings are wrapped if it prints no strings.
+    /// When a trial shows that the template prints lists; strings are wrapped only if another shows
+    /// that it does not print them.
     WhenPrinted,
 }
 
@@ -85,6 +86,8 @@ pub(super) struct Rules {
     pub(super) list_form: ListForm,
     /// Between text parts where the template gets a string.
     pub(super) joiner: &'static str,
+    /// It stands only behind text: empty parts at the front leave none.
+    pub(super) join_behind_text: bool,
     pub(super) developer: Developer,
     /// A system message that the template does not print joins the next message.
     pub(super) system_joins_next: bool,
@@ -112,6 +115,7 @@ pub(super) struct Rules {
 const REFERENCE: Rules = Rules {
     list_form: ListForm::AsSent,
     joiner: "",
+    join_behind_text: false,
     developer: Developer::AsSent,
     system_joins_next: false,
     arguments: Arguments::AsSent,
@@ -154,9 +158,10 @@ const SGLANG: Rules = Rules {
 
 const LLAMA_CPP: Rules = Rules {
     list_form: ListForm::WhenPrinted,
-    joiner: "\n",
     developer: Developer::IsSystem,
     system_joins_next: true,
+    joiner: "\n",
+    join_behind_text: true,
     arguments: Arguments::Parsed,
     last_assistant: LastAssistant::Prefill,
     drop_nulls: false,

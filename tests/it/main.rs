@@ -12,8 +12,21 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod answers;
+mod cancel;
+mod control;
 mod counts;
+mod docs;
+mod faults;
+mod floors;
 mod gpu;
+mod hangup;
+mod metrics_page;
+mod overload;
+mod quickstart;
+mod refusals;
 mod scripted;
+mod service;
 mod simulate;
+mod streams;
 mod vocabularies;

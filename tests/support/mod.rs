@@ -1,5 +1,7 @@
 //! Fakes at the edges, for tests that run the real code between them.
 
+pub mod house;
 pub mod nvml;
+pub mod process;
 pub mod raw;
 pub mod scripted;

@@ -15,6 +15,12 @@ use tempfile::TempDir;
 
 const SOURCE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/support/fake_nvml.c");
 
+/// A host with one busy card.
+pub const ONE_CARD: &str = "driver=580.65.06\nnvml=13.580.65.06\n\
+    gpu 0 uuid=GPU-aaaa name=\"NVIDIA H200\" mem_total=150754820096 mem_used=98784247808 \
+    mem_free=51436847104 mem_reserved=533725184 util=87 mem_util=41 power_mw=612345 limit_mw=700000 temp=63\n\
+    proc 0 pid=4100 mem=98000000000 name=\"/opt/vllm/bin/python3\"\n";
+
 /// One fake library and what it tells. Dropping it removes both; a library that is loaded stays usable
 /// and then has no GPUs.
 pub struct FakeNvml {

@@ -125,15 +125,31 @@ impl Reply {
         serde_json::from_slice(&self.body).unwrap()
     }
 
-    /// The data of every complete event.
-    pub fn events(&self) -> Vec<String> {
+    /// A header's value; an empty text where there is none.
+    pub fn header(&self, name: &str) -> &str {
+        let lines = self.head.lines().skip(1).filter_map(|line| line.split_once(':'));
+        let mut found = lines.filter(|(key, _)| key.eq_ignore_ascii_case(name));
+        found.next().map_or("", |(_, value)| value.trim())
+    }
+
+    /// Every complete event and comment.
+    fn blocks(&self) -> impl Iterator<Item = &str> {
         let text = std::str::from_utf8(&self.body).expect("events are text");
         let whole = text.rfind("\n\n").map_or("", |end| &text[..end]);
-        whole
-            .split("\n\n")
-            .filter(|event| !event.is_empty())
-            .map(|event| event.strip_prefix("data: ").expect("a data line").to_owned())
+        whole.split("\n\n").filter(|block| !block.is_empty())
+    }
+
+    /// The data of every complete event.
+    pub fn events(&self) -> Vec<String> {
+        self.blocks()
+            .filter(|block| !block.starts_with(':'))
+            .map(|block| block.strip_prefix("data: ").expect("a data line").to_owned())
             .collect()
+    }
+
+    /// How many comments came.
+    pub fn comments(&self) -> usize {
+        self.blocks().filter(|block| block.starts_with(':')).count()
     }
 
     /// The events that are JSON.

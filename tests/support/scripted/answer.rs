@@ -3,7 +3,7 @@
 use super::{Behaviour, HUGE_BYTES, SMUGGLED, TOKENS};
 use serde_json::{Value, json};
 use std::{future::pending, io, time::Duration};
-use tokio::{io::AsyncWriteExt, net::tcp::OwnedWriteHalf, time::sleep};
+use tokio::{io::AsyncWriteExt, net::tcp::OwnedWriteHalf, sync::watch, time::sleep};
 
 /// Pace of [`Behaviour::NeverStops`] and [`Behaviour::TrickleHeaders`].
 const TRICKLE: Duration = Duration::from_millis(1);
@@ -34,6 +34,8 @@ struct Bend {
     done: bool,
     /// Put in before the token with this number.
     insert: Option<(usize, &'static str)>,
+    /// Waited for before the token with this number.
+    hold: Option<(usize, watch::Receiver<bool>)>,
     utf8: bool,
 }
 
@@ -137,6 +139,11 @@ impl Asked {
             Behaviour::NoUsage => self.answer(to, &Bend { usage: None, ..good }).await,
             Behaviour::NegativeUsage => self.answer(to, &bent_usage(good, -5)).await,
             Behaviour::AbsurdUsage => self.answer(to, &bent_usage(good, i64::MAX)).await,
+            Behaviour::Held { after, go } => {
+                let hold = Some((*after, go.clone()));
+                self.answer(to, &Bend { hold, ..good }).await
+            }
+            Behaviour::TooLong(n) => self.answer(to, &self.good_of(*n)).await,
             Behaviour::NeverStops => self.endless(to).await,
             Behaviour::SecondAnswer => self.twice(to, &good).await,
             Behaviour::NoDone => self.answer(to, &Bend { done: false, ..good }).await,
@@ -158,13 +165,25 @@ impl Asked {
         let usage = usage(self.prompt.len() as i64, tokens as i64);
         let interval = Duration::ZERO;
         let usage = (self.wants_usage || !self.stream).then_some(usage);
-        Bend { tokens, interval, finish: true, usage, done: true, insert: None, utf8: false }
+        Bend {
+            tokens,
+            interval,
+            finish: true,
+            usage,
+            done: true,
+            insert: None,
+            hold: None,
+            utf8: false,
+        }
     }
 
     async fn answer(&self, to: &mut OwnedWriteHalf, bend: &Bend) -> io::Result<Then> {
         if self.stream {
             self.head(to).await?;
             return self.events(to, bend).await;
+        }
+        if let Some((_, go)) = &bend.hold {
+            released(go).await;
         }
         sleep(bend.interval * bend.tokens as u32).await;
         self.whole(to, bend).await
@@ -202,6 +221,9 @@ impl Asked {
     async fn pieces(&self, to: &mut OwnedWriteHalf, bend: &Bend) -> io::Result<()> {
         self.role(to).await?;
         for index in 0..bend.tokens {
+            if let Some((_, go)) = bend.hold.as_ref().filter(|(at, _)| *at == index) {
+                released(go).await;
+            }
             if let Some((_, data)) = bend.insert.filter(|(at, _)| *at == index) {
                 self.event(to, data).await?;
             }
@@ -345,6 +367,11 @@ impl Asked {
 }
 
 const ERROR: &str = r#"{"error":{"message":"scripted failure","type":"InternalServerError","param":null,"code":500}}"#;
+
+/// Waits for the word; whoever would give it being gone means the same.
+async fn released(go: &watch::Receiver<bool>) {
+    let _ = go.clone().wait_for(|go| *go).await;
+}
 
 fn keep(written: io::Result<()>) -> io::Result<Then> {
     written.map(|()| Then::KeepAlive)

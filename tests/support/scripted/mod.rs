@@ -70,6 +70,10 @@ pub enum Behaviour {
     NegativeUsage,
     /// Usage beyond reason.
     AbsurdUsage,
+    /// Sends n tokens, then waits for the word to go on; an answer in one piece waits before its head.
+    Held { after: usize, go: watch::Receiver<bool> },
+    /// Sends n tokens, whatever the limit, and ends as if it had meant to.
+    TooLong(usize),
     /// Ignores every limit.
     NeverStops,
     /// A second, unasked response right behind the first.
