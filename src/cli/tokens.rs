@@ -18,7 +18,8 @@ pub struct Options {
     /// The configuration file, for the model's folder and servers.
     #[arg(long, short, default_value = super::CONFIG, value_name = "FILE")]
     config: PathBuf,
-    /// Count with this model folder instead (tokenizer.json and chat template), without a configuration.
+    /// Count with this model folder instead (tokenizer.json and chat template) or this GGUF file, without a
+    /// configuration.
     #[arg(long, value_name = "FOLDER", conflicts_with = "config")]
     folder: Option<PathBuf>,
     /// The kind of server whose way of rendering is followed, with --folder.
@@ -111,7 +112,8 @@ fn sources(options: &Options, asked: &ModelName) -> Result<Sources, Failure> {
         let files = ModelFiles::load(folder).map_err(|error| {
             Failure::usage(format!("{} cannot be used: {error}", folder.display()))
         })?;
-        let counter = Counter::new(Arc::new(files), Profile::of(options.kind));
+        let profile = Profile::with_files(options.kind, &files);
+        let counter = Counter::new(Arc::new(files), profile);
         return Ok((Some(Arc::new(counter)), None));
     }
     let loaded = config::load(&options.config).map_err(|problems| {

@@ -224,7 +224,7 @@ pub struct Model {
     pub name: ModelName,
     /// Other names callers may use.
     pub aliases: Vec<ModelName>,
-    /// Folder with `tokenizer.json` and the chat template, for exact counting.
+    /// Folder with `tokenizer.json` and the chat template, or a GGUF file, for exact counting.
     pub folder: Option<PathBuf>,
     /// Context window; `None` takes what the servers or the folder tell.
     pub context_window: Option<Tokens>,

@@ -15,7 +15,8 @@ use crate::{
 use serde_json::Value as Json;
 use std::{
     collections::{BTreeMap, HashMap},
-    path::PathBuf,
+    io::Read,
+    path::{Path, PathBuf},
 };
 
 /// Most tenants: each has its own metric series.
@@ -24,6 +25,9 @@ pub(super) const TENANTS_MAX: usize = 4096;
 pub(super) const MODELS_MAX: usize = 1024;
 /// Most names in one list.
 pub(super) const NAMES_MAX: usize = 1024;
+
+/// Entries of one folder that are looked at in search of a GGUF file.
+const ENTRIES_MAX: usize = 4096;
 
 /// Largest context window that is not a slip of the pen.
 const WINDOW_MAX_TOKENS: u64 = 100_000_000;
@@ -166,7 +170,7 @@ pub(super) fn model(
     Model {
         name: ModelName::from(name),
         aliases,
-        folder: folder(section, &["tokenizer.json"], surroundings),
+        folder: model_files(section, surroundings),
         context_window,
         expected_output,
         template_variables: template_variables(section),
@@ -187,6 +191,39 @@ fn model_name(section: &mut Section<'_>, taken: &mut Taken) -> String {
         section.error("name", what, "let each name mean one model");
     }
     found.text.to_owned()
+}
+
+/// A GGUF file, or a folder that holds one or a `tokenizer.json`.
+fn model_files(section: &mut Section<'_>, surroundings: &Surroundings) -> Option<PathBuf> {
+    let found = section.text("folder")?;
+    let path = surroundings.path(found.text);
+    if path.is_file() {
+        match starts_as_gguf(&path) {
+            Ok(true) => {}
+            Ok(false) => {
+                let what = format!("{} is neither a folder nor a GGUF file", path.display());
+                section.error("folder", what, "name the model's folder, or its GGUF file");
+            }
+            Err(error) => {
+                let what = format!("cannot read {}: {error}", path.display());
+                section.error("folder", what, "let the daemon's user read it");
+            }
+        }
+        return Some(path);
+    }
+    let holds_gguf = std::fs::read_dir(&path).is_ok_and(|entries| {
+        let mut files = entries.flatten().take(ENTRIES_MAX).map(|entry| entry.path());
+        files.any(|file| file.extension().is_some_and(|end| end == "gguf"))
+    });
+    let files: &[&str] = if holds_gguf { &[] } else { &["tokenizer.json"] };
+    folder(section, files, surroundings)
+}
+
+/// Does the file begin as GGUF files do? Ollama's have no ending that would tell.
+fn starts_as_gguf(path: &Path) -> std::io::Result<bool> {
+    let mut start = Vec::new();
+    std::fs::File::open(path)?.take(4).read_to_end(&mut start)?;
+    Ok(start == b"GGUF")
 }
 
 /// A folder that must hold these files.

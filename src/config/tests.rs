@@ -324,6 +324,25 @@ fn an_embedded_server_needs_its_files() {
     assert!(told.0[0].what.ends_with("lacks tokenizer.json, model.safetensors"), "{told}");
 }
 
+#[test]
+fn a_models_files_may_be_a_gguf_file_or_a_folder_with_one() {
+    let folder = tempfile::tempdir().unwrap();
+    let put = |name: &str, text: &str| fs::write(folder.path().join(name), text).unwrap();
+    put("blob", "GGUF and so on");
+    put("other", "no such thing");
+    let surroundings = Surroundings { base: folder.path().to_owned(), credentials: None, cores: 1 };
+    let told = |path: &str| {
+        let text = format!("[[models]]\nname = \"m\"\nfolder = {path:?}\n{}", tenant());
+        let read = read_text("t", &text, &surroundings).0;
+        read.map_or_else(|told| told.0[0].what.clone(), |_| String::new())
+    };
+    assert_eq!(told("blob"), "");
+    assert!(told("other").ends_with("is neither a folder nor a GGUF file"));
+    assert!(told(".").ends_with("lacks tokenizer.json"));
+    put("m.gguf", "");
+    assert_eq!(told("."), "");
+}
+
 // === The sample file ===
 
 /// The sample with every commented key uncommented, and its folders below `root`.

@@ -155,7 +155,7 @@ impl Counters {
                     }
                 },
             };
-            let mut profile = Profile::of(kind);
+            let mut profile = Profile::with_files(kind, &files);
             if let Some(model) = settings.models.iter().find(|model| model.name == name) {
                 profile = profile.with_variables(model.template_variables.clone());
             }

@@ -1,6 +1,6 @@
-//! Reads a model folder as the Hugging Face libraries lay it out.
+//! Reads a model folder as the Hugging Face libraries lay it out, or finds the GGUF file in it.
 
-use super::LoadError;
+use super::{LoadError, gguf_vocab};
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 use std::{
@@ -15,6 +15,9 @@ const FILE_BYTES_MAX: u64 = 256 << 20;
 /// Named templates that one folder may bring.
 const TEMPLATES_MAX: usize = 32;
 
+/// Entries of one folder that are looked at in search of a GGUF file.
+const ENTRIES_MAX: usize = 4096;
+
 /// What a folder holds, read but not yet understood.
 pub(super) struct Folder {
     pub(super) tokenizer: Value,
@@ -24,27 +27,27 @@ pub(super) struct Folder {
     /// Chat templates by name; the only one is usually `default`.
     pub(super) templates: BTreeMap<String, String>,
     pub(super) fingerprint: String,
+    pub(super) is_gguf: bool,
 }
 
 impl Folder {
-    /// Reads all of it.
+    /// Reads all of it; of a GGUF file its header, which holds the same.
     pub(super) fn read(folder: &Path) -> Result<Self, LoadError> {
+        // Ollama's files have no ending, so any file may be one.
+        if folder.is_file() {
+            return gguf_vocab::folder(folder);
+        }
         let path = folder.join("tokenizer.json");
+        if !path.exists()
+            && let Some(file) = gguf_file(folder)?
+        {
+            return gguf_vocab::folder(&file);
+        }
         let text = read(&path)?.ok_or_else(|| LoadError::Missing(path.clone()))?;
         let tokenizer = parse(&path, &text)?;
         let tokenizer_config = object(&folder.join("tokenizer_config.json"))?;
         let templates = templates(folder, &tokenizer_config)?;
-        let mut hash = Sha256::new();
-        hash.update(&text);
-        hash.update(Value::Object(tokenizer_config.clone()).to_string());
-        for (name, template) in &templates {
-            hash.update([0]);
-            hash.update(name);
-            hash.update([0]);
-            hash.update(template);
-        }
-        let fingerprint =
-            hash.finalize().iter().take(8).map(|byte| format!("{byte:02x}")).collect();
+        let fingerprint = fingerprint(&text, &tokenizer_config, &templates);
         Ok(Self {
             tokenizer,
             tokenizer_config,
@@ -52,8 +55,46 @@ impl Folder {
             generation_config: object(&folder.join("generation_config.json"))?,
             templates,
             fingerprint,
+            is_gguf: false,
         })
     }
+}
+
+/// 16 hex digits that change with any of these.
+pub(super) fn fingerprint(
+    tokenizer: &str,
+    tokenizer_config: &Map<String, Value>,
+    templates: &BTreeMap<String, String>,
+) -> String {
+    let mut hash = Sha256::new();
+    hash.update(tokenizer);
+    hash.update(Value::Object(tokenizer_config.clone()).to_string());
+    for (name, template) in templates {
+        hash.update([0]);
+        hash.update(name);
+        hash.update([0]);
+        hash.update(template);
+    }
+    hash.finalize().iter().take(8).map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// The GGUF file of a folder: the only one, or the first part of the only one. Files beside it that hold
+/// the eyes of a model (`mmproj`) have no vocabulary.
+fn gguf_file(folder: &Path) -> Result<Option<PathBuf>, LoadError> {
+    let Ok(entries) = fs::read_dir(folder) else { return Ok(None) };
+    let mut found = None;
+    for entry in entries.flatten().take(ENTRIES_MAX) {
+        let name = entry.file_name().to_string_lossy().to_ascii_lowercase();
+        let later_part = name.contains("-of-") && !name.contains("-00001-of-");
+        if !name.ends_with(".gguf") || name.contains("mmproj") || later_part {
+            continue;
+        }
+        if found.replace(entry.path()).is_some() {
+            let told = "holds several GGUF files; name one of them".to_owned();
+            return Err(LoadError::Unreadable(folder.to_owned(), told));
+        }
+    }
+    Ok(found)
 }
 
 /// Chat templates, the later sources over the earlier: the tokenizer's configuration,

@@ -4,7 +4,9 @@
 use super::{
     CountError,
     content::ContentHints,
-    profile::{Arguments, LastAssistant, ListForm, Profile, Rules, ToolChoice, ToolKeys},
+    profile::{
+        Arguments, Developer, LastAssistant, ListForm, Profile, Rules, ToolChoice, ToolKeys,
+    },
     python,
 };
 use serde_json::{Map, Value, json};
@@ -21,6 +23,8 @@ pub(super) struct Wants {
     pub(super) strings_fail: bool,
     /// A trial with a list of parts as content printed their text.
     pub(super) prints_lists: bool,
+    /// A trial with a system message did not print it.
+    pub(super) no_system: bool,
 }
 
 /// What follows the rendered text.
@@ -61,8 +65,13 @@ pub(super) fn prepare(
         let message = message.as_object().ok_or(CountError::NoMessages)?;
         messages.push(prepare_message(rules, wants, message)?);
     }
-    if rules.developer_to_system && !wants.hints.developer {
-        developer_to_system(&mut messages);
+    match rules.developer {
+        Developer::JoinsSystem if !wants.hints.developer => developer_to_system(&mut messages),
+        Developer::IsSystem => developer_is_system(&mut messages),
+        Developer::JoinsSystem | Developer::AsSent => {}
+    }
+    if rules.system_joins_next && wants.no_system {
+        system_joins_next(&mut messages);
     }
     let flag =
         |name: &str, otherwise: bool| body.get(name).and_then(Value::as_bool).unwrap_or(otherwise);
@@ -84,6 +93,32 @@ pub(super) fn prepare(
         add_generation_prompt,
         ending,
     })
+}
+
+fn developer_is_system(messages: &mut [Map<String, Value>]) {
+    for message in messages {
+        if message.get("role").and_then(Value::as_str) == Some("developer") {
+            message.insert("role".into(), "system".into());
+        }
+    }
+}
+
+/// Puts the text of a system message at the front before that of the next message. Without a next one it
+/// is dropped.
+fn system_joins_next(messages: &mut Vec<Map<String, Value>>) {
+    let is_system = |message: &Map<String, Value>| {
+        message.get("role").and_then(Value::as_str) == Some("system")
+    };
+    if !messages.first().is_some_and(is_system) {
+        return;
+    }
+    let system = messages.remove(0);
+    let text = |message: &Map<String, Value>| Some(message.get("content")?.as_str()?.to_owned());
+    if let Some(next) = messages.first_mut()
+        && let (Some(first), Some(second)) = (text(&system), text(next))
+    {
+        next.insert("content".into(), format!("{first}\n{second}").into());
+    }
 }
 
 // === one message ===
@@ -421,7 +456,9 @@ mod tests {
         let messages = prepared(ServerKind::Vllm, body.clone()).messages;
         assert_eq!(messages[0], json!({"role": "system", "content": "one\n\ntwo"}));
         assert_eq!(messages.len(), 2);
-        assert_eq!(prepared(ServerKind::LlamaCpp, body).messages.len(), 3, "left to the template");
+        let messages = prepared(ServerKind::LlamaCpp, body.clone()).messages;
+        assert_eq!(messages[2], json!({"role": "system", "content": "two"}), "only renamed");
+        assert_eq!(prepared(ServerKind::Sglang, body.clone()).messages[2]["role"], "developer");
     }
 
     #[test]

@@ -11,6 +11,12 @@ use std::{collections::BTreeMap, path::Path, path::PathBuf};
 mod content;
 mod engine;
 mod files;
+mod gguf;
+mod gguf_split;
+#[cfg(test)]
+mod gguf_tests;
+mod gguf_tokens;
+mod gguf_vocab;
 mod jinja;
 mod messages;
 mod profile;
@@ -36,6 +42,7 @@ pub struct ModelFiles {
     eos_ids: Vec<u32>,
     context_window: Option<Tokens>,
     fingerprint: String,
+    is_gguf: bool,
 }
 
 /// Why a folder could not be loaded. Nothing is kept.
@@ -98,7 +105,8 @@ struct Loaded {
 // === impl ModelFiles ===
 
 impl ModelFiles {
-    /// Loads a folder with `tokenizer.json` and, for chat, a template. Blocks for up to some seconds.
+    /// Loads a folder with `tokenizer.json` and, for chat, a template; or a GGUF file, named itself or the
+    /// only one of its folder. Blocks for up to some seconds.
     pub fn load(folder: &Path) -> Result<Self, LoadError> {
         let folder = files::Folder::read(folder)?;
         let named_tokens: BTreeMap<String, String> =
@@ -128,6 +136,7 @@ impl ModelFiles {
             eos_ids,
             context_window,
             fingerprint: folder.fingerprint,
+            is_gguf: folder.is_gguf,
         })
     }
 
@@ -207,6 +216,11 @@ impl ModelFiles {
     /// 16 hex digits that change with the tokenizer or a template.
     pub fn fingerprint(&self) -> &str {
         &self.fingerprint
+    }
+
+    /// Whether these come from a GGUF file, which llama.cpp serves, under this name or another's.
+    pub fn is_gguf(&self) -> bool {
+        self.is_gguf
     }
 
     /// Whether chat requests can be rendered.
@@ -308,11 +322,21 @@ impl Chat {
         let load = |name: &str| {
             templates.get(name).map(|source| {
                 let template = Template::compile(source, clock)?;
-                let prints = |content: Value| prints(&template, named_tokens, content);
+                let prints_all = |messages: Value| prints(&template, named_tokens, messages);
+                let prints =
+                    |content: Value| prints_all(json!([{"role": "user", "content": content}]));
+                let prints_system = |system: Value, user: Value| {
+                    prints_all(json!([
+                        {"role": "system", "content": system}, {"role": "user", "content": user},
+                    ]))
+                };
+                let list = |text: &str| json!([{"type": "text", "text": text}]);
                 let wants = Wants {
                     hints: content::ContentHints::of(template.source()),
                     strings_fail: !prints(json!(NEEDLE)),
-                    prints_lists: prints(json!([{"type": "text", "text": NEEDLE}])),
+                    prints_lists: prints(list(NEEDLE)),
+                    no_system: !prints_system(json!(NEEDLE), json!("hello"))
+                        && !prints_system(list(NEEDLE), list("hello")),
                 };
                 Ok::<_, String>(Box::new(Loaded { template, wants }))
             })
@@ -338,11 +362,11 @@ impl Chat {
 /// What a trial conversation says.
 const NEEDLE: &str = "needle-in-content";
 
-/// Renders a trial conversation with this content, and looks whether its text was printed, and not its
-/// JSON.
-fn prints(template: &Template, named_tokens: &BTreeMap<String, String>, content: Value) -> bool {
+/// Renders a trial conversation, and looks whether the needle in it was printed, and not its JSON.
+fn prints(template: &Template, named_tokens: &BTreeMap<String, String>, messages: Value) -> bool {
+    let Value::Array(messages) = messages else { return false };
     let prepared = Prepared {
-        messages: vec![json!({"role": "user", "content": content})],
+        messages,
         tools: None,
         documents: None,
         variables: Map::new(),

@@ -3,6 +3,7 @@
 //! Every difference here changes the token count. Read from the servers' sources; a model whose server
 //! was started with other flags must carry the same values as template variables.
 
+use super::ModelFiles;
 use crate::snapshot::ServerKind;
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -26,6 +27,17 @@ pub(super) enum ListForm {
     /// When a trial shows that the template prints lists; strings are wrapped only if another shows
     /// that it does not print them.
     WhenPrinted,
+}
+
+/// What becomes of the role `developer`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Developer {
+    /// Nothing.
+    AsSent,
+    /// It joins the system message at the front, unless the template knows it.
+    JoinsSystem,
+    /// It is read as `system`, wherever it stands.
+    IsSystem,
 }
 
 /// What becomes of the `arguments` of earlier tool calls.
@@ -76,8 +88,9 @@ pub(super) struct Rules {
     pub(super) joiner: &'static str,
     /// It stands only behind text: empty parts at the front leave none.
     pub(super) join_behind_text: bool,
-    /// A `developer` role that the template does not know joins the system message.
-    pub(super) developer_to_system: bool,
+    pub(super) developer: Developer,
+    /// A system message that the template does not print joins the next message.
+    pub(super) system_joins_next: bool,
     pub(super) arguments: Arguments,
     pub(super) tool_keys: ToolKeys,
     pub(super) tool_choice: ToolChoice,
@@ -103,7 +116,8 @@ const REFERENCE: Rules = Rules {
     list_form: ListForm::AsSent,
     joiner: "",
     join_behind_text: false,
-    developer_to_system: false,
+    developer: Developer::AsSent,
+    system_joins_next: false,
     arguments: Arguments::AsSent,
     tool_keys: ToolKeys::AsSent,
     tool_choice: ToolChoice::Ignored,
@@ -120,7 +134,7 @@ const REFERENCE: Rules = Rules {
 const VLLM: Rules = Rules {
     list_form: ListForm::WhenLooping,
     joiner: "\n",
-    developer_to_system: true,
+    developer: Developer::JoinsSystem,
     arguments: Arguments::Parsed,
     tool_keys: ToolKeys::Fixed,
     tidy_messages: true,
@@ -144,6 +158,8 @@ const SGLANG: Rules = Rules {
 
 const LLAMA_CPP: Rules = Rules {
     list_form: ListForm::WhenPrinted,
+    developer: Developer::IsSystem,
+    system_joins_next: true,
     joiner: "\n",
     join_behind_text: true,
     arguments: Arguments::Parsed,
@@ -169,6 +185,15 @@ impl Profile {
             ServerKind::LlamaCpp => LLAMA_CPP,
         };
         Self { rules, variables: BTreeMap::new() }
+    }
+
+    /// The rules of a kind of server with these files. A server of unknown make that serves a GGUF file is
+    /// llama.cpp in some shell.
+    pub fn with_files(kind: ServerKind, files: &ModelFiles) -> Self {
+        match kind {
+            ServerKind::OpenAi if files.is_gguf() => Self::of(ServerKind::LlamaCpp),
+            kind => Self::of(kind),
+        }
     }
 
     /// What the transformers library does by itself. The measure that counts are checked against.

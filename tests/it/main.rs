@@ -29,3 +29,4 @@ mod scripted;
 mod service;
 mod simulate;
 mod streams;
+mod vocabularies;
