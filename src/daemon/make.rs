@@ -1,0 +1,74 @@
+//! Making what requests need: counters, keys, adapters of servers.
+
+use super::StartError;
+use crate::{
+    admit::Admission,
+    config::{self, Place, Settings},
+    pipeline::{Live, auth::Keys, count::Counters},
+    servers::{ModelServer, http::ClientLimits, remote::Remote},
+};
+use std::{path::PathBuf, sync::Arc};
+use tokio::time::Instant;
+
+/// Loads what requests need. Reads model folders, so it runs off the async threads.
+pub(super) async fn live(settings: Settings, before: Option<&Live>) -> Result<Live, StartError> {
+    let loaded = tokio::task::spawn_blocking(move || {
+        let (counters, problems) = Counters::load(&settings);
+        (settings, counters, problems)
+    });
+    let (settings, counters, problems) =
+        loaded.await.map_err(|error| StartError::System(format!("loading models: {error}")))?;
+    for (model, problem) in problems {
+        tracing::warn!(
+            model = model.as_str(),
+            problem,
+            "input cannot be counted here; the server is asked, or it is estimated"
+        );
+    }
+    let keys = Keys::new(&settings.tenants);
+    let before = before.map(|live| (&live.admission, live.settings.tenants.as_slice()));
+    let admission = Admission::new(&settings.tenants, before, Instant::now());
+    Ok(Live { settings, keys, admission, counters })
+}
+
+pub(super) fn client_limits(settings: &Settings) -> ClientLimits {
+    ClientLimits {
+        connect: settings.relay.connect_limit,
+        idle_max: settings.relay.idle_connections_max,
+        keep_after_stream: false,
+    }
+}
+
+/// Makes the adapter of a configured server.
+pub(super) async fn make(
+    config: &config::Server,
+    settings: &Settings,
+) -> Result<Arc<dyn ModelServer>, StartError> {
+    let failed = |why: String| StartError::Server(config.name.clone(), why);
+    if let Some(remote) = Remote::new(config, settings.probe.limit, client_limits(settings)) {
+        return Ok(Arc::new(remote));
+    }
+    let Place::Folder(folder) = &config.place else {
+        return Err(failed("neither a URL nor a folder".to_owned()));
+    };
+    embedded(config, folder.clone()).await.map_err(failed)
+}
+
+#[cfg(feature = "candle")]
+async fn embedded(
+    config: &config::Server,
+    folder: PathBuf,
+) -> Result<Arc<dyn ModelServer>, String> {
+    use crate::servers::embedded::{Embedded, MAX_RUNNING};
+    let name = config::embedded_model(config).ok_or("its folder has no name; set models")?;
+    let id = config.name.clone();
+    let max_running = config.max_running.unwrap_or(MAX_RUNNING);
+    let load = move || Embedded::load(id, name, &folder, max_running);
+    let loaded = tokio::task::spawn_blocking(load).await.map_err(|error| error.to_string())?;
+    loaded.map(|server| Arc::new(server) as Arc<dyn ModelServer>).map_err(|error| error.to_string())
+}
+
+#[cfg(not(feature = "candle"))]
+async fn embedded(_: &config::Server, _: PathBuf) -> Result<Arc<dyn ModelServer>, String> {
+    Err("this build has no embedded models (cargo feature 'candle')".to_owned())
+}

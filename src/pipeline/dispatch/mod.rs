@@ -1,0 +1,306 @@
+//! Turns: who runs where, and who waits.
+//!
+//! One plain mutex guards queue and rooms. When nobody waits and a server has room, a request places
+//! itself in passing. Otherwise it waits, and whoever gives room back hands out the next turns on the
+//! spot, so no task stands between a free server and the next request.
+
+mod state;
+mod turn;
+
+pub use turn::Placement;
+
+use state::{Berth, DEFAULT_OUTPUT, State, limits};
+
+use crate::{
+    config,
+    ids::{ModelName, ServerId, TenantId, Tier},
+    queue::Queue,
+    schedule::{Room, breaker::Breaker, catalog::Catalog},
+    servers::ModelServer,
+    snapshot::{Health, ServerState},
+    units::Tokens,
+};
+use arc_swap::ArcSwap;
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+use tokio::{sync::Notify, time::Instant};
+
+/// What a request asks for.
+#[derive(Clone, Debug)]
+pub struct Ask {
+    /// The model, by the name that servers know.
+    pub model: ModelName,
+    /// Who pays.
+    pub tenant: TenantId,
+    /// How urgent.
+    pub tier: Tier,
+    /// Input plus expected output.
+    pub tokens: Tokens,
+    /// Servers that had it already.
+    pub tried: Vec<ServerId>,
+    /// The latest time a turn is of use.
+    pub deadline: Instant,
+    /// Its first place in the queue, kept over attempts.
+    pub arrival: Option<u64>,
+}
+
+/// Queue, rooms and what is known about servers.
+pub struct Dispatch {
+    /// Guards everything below; held for a choice, never across an await, never during I/O.
+    state: Mutex<State>,
+    catalog: ArcSwap<Catalog>,
+}
+
+/// What became of a call, for the breaker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// The server did what it should.
+    Answered,
+    /// It failed, lied or stayed silent.
+    Failed,
+    /// It said that it is overloaded, and for how long if it did.
+    Busy(Option<Duration>),
+}
+
+/// One server, for operators.
+#[derive(Clone, Debug)]
+pub struct ServerView {
+    /// What its probes say.
+    pub state: ServerState,
+    /// KV tokens placed there.
+    pub placed_tokens: Tokens,
+    /// Requests placed there.
+    pub placed: u32,
+    /// Its breaker is open.
+    pub breaker_open: bool,
+    /// An operator drained it.
+    pub drained: bool,
+    /// It takes requests now.
+    pub usable: bool,
+}
+
+impl Dispatch {
+    /// An empty house.
+    pub fn new(settings: &config::Settings) -> Arc<Self> {
+        let state = State {
+            queue: Queue::new(limits(settings)),
+            rooms: Vec::new(),
+            berths: HashMap::new(),
+            pace: HashMap::new(),
+            outputs: HashMap::new(),
+            queue_rules: settings.queue.clone(),
+            breaker_rules: settings.breaker.clone(),
+            models: settings.models.clone(),
+            stale_after: settings.probe.stale_after,
+        };
+        Arc::new(Self { state: Mutex::new(state), catalog: ArcSwap::default() })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// All models, by every name.
+    pub fn catalog(&self) -> Arc<Catalog> {
+        self.catalog.load_full()
+    }
+
+    /// Takes new settings. Who waits and what runs stays.
+    pub fn reconfigure(&self, settings: &config::Settings) {
+        let mut state = self.lock();
+        state.queue.set_limits(limits(settings));
+        state.queue_rules = settings.queue.clone();
+        state.breaker_rules = settings.breaker.clone();
+        state.models = settings.models.clone();
+        state.stale_after = settings.probe.stale_after;
+        self.refresh(&mut state);
+    }
+
+    /// A server joins, or another process takes an old name over. `nudge` asks its watcher to look at
+    /// once, after a failed call. `known` is what can be said before the first look.
+    pub fn join(&self, server: Arc<dyn ModelServer>, nudge: Arc<Notify>, mut known: ServerState) {
+        let mut state = self.lock();
+        let id = server.id().clone();
+        let before = state.berths.get(&id);
+        let drained = before.is_some_and(|berth| berth.drained);
+        // A server that only changed its settings keeps its models until it is looked at: callers wait
+        // that moment instead of hearing that there is no such model.
+        if let Some(before) = before.filter(|_| known.models.is_empty()) {
+            known.models = before.state.models.clone();
+        }
+        let berth = Berth {
+            server,
+            nudge,
+            state: known,
+            breaker: Breaker::new(),
+            drained,
+            busy_until: None,
+            leaving: false,
+        };
+        state.berths.insert(id.clone(), berth);
+        if !state.rooms.iter().any(|room| room.id == id) {
+            state.rooms.push(Room::new(id));
+        }
+        self.refresh(&mut state);
+    }
+
+    /// A server is no longer configured: nothing new goes there, what runs may finish.
+    pub fn leave(&self, id: &ServerId) {
+        let mut state = self.lock();
+        if let Some(berth) = state.berths.get_mut(id) {
+            berth.leaving = true;
+        }
+        self.refresh(&mut state);
+    }
+
+    /// New readings of a server.
+    pub fn observe(&self, reading: &ServerState) {
+        let mut state = self.lock();
+        if let Some(berth) = state.berths.get_mut(&reading.id) {
+            berth.state = reading.clone();
+        }
+        self.refresh(&mut state);
+    }
+
+    /// Nothing new goes to this server, or something again. False if there is no such server.
+    pub fn set_drained(&self, id: &ServerId, drained: bool) -> bool {
+        let mut state = self.lock();
+        let Some(berth) = state.berths.get_mut(id) else { return false };
+        berth.drained = drained;
+        self.refresh(&mut state);
+        true
+    }
+
+    /// Tells the breaker what became of a call or a trial. True when that changed the breaker.
+    pub fn report(&self, id: &ServerId, outcome: Outcome, now: Instant) -> bool {
+        let mut state = self.lock();
+        let rules = state.breaker_rules.clone();
+        let Some(berth) = state.berths.get_mut(id) else { return false };
+        let changed = match outcome {
+            Outcome::Answered => berth.busy_until.take().is_some() | berth.breaker.success(),
+            Outcome::Failed => {
+                berth.nudge.notify_one();
+                berth.breaker.failure(&rules, now)
+            }
+            Outcome::Busy(wait) => {
+                // A server that sheds load is not broken. It gets a moment of peace, no more: its own
+                // figure may be a guess.
+                let wait = wait.unwrap_or(Duration::from_millis(500)).min(Duration::from_secs(5));
+                berth.busy_until = Some(now + wait);
+                true
+            }
+        };
+        if changed {
+            self.refresh(&mut state);
+        }
+        changed
+    }
+
+    /// Servers whose breakers want a trial now, with a model to try.
+    pub fn trials_due(&self, now: Instant) -> Vec<(Arc<dyn ModelServer>, ModelName)> {
+        let state = self.lock();
+        let due = state.berths.values().filter(|berth| {
+            !berth.leaving && berth.breaker.next_trial().is_some_and(|trial| trial <= now)
+        });
+        due.filter_map(|berth| {
+            let model = berth.state.models.first()?.name.clone();
+            Some((Arc::clone(&berth.server), model))
+        })
+        .collect()
+    }
+
+    /// Looks again at what time alone changes: readings grown stale, pauses that are over.
+    pub fn tick(&self) {
+        let mut state = self.lock();
+        self.refresh(&mut state);
+    }
+
+    /// The server that would be asked to count this model's input: a usable one if there is any.
+    pub fn counter_for(&self, model: &ModelName) -> Option<Arc<dyn ModelServer>> {
+        let state = self.lock();
+        let room = state.rooms.iter().find(|room| room.usable && room.models.contains(model))?;
+        state.berths.get(&room.id).map(|berth| Arc::clone(&berth.server))
+    }
+
+    /// What an answer of this model is expected to need.
+    pub fn expected_output(&self, model: &ModelName) -> Tokens {
+        let mut state = self.lock();
+        state.output_mean(model).map_or(DEFAULT_OUTPUT, |mean| mean.expect())
+    }
+
+    /// An answer of this model was this long.
+    pub fn saw_output(&self, model: &ModelName, output: Tokens) {
+        if let Some(mean) = self.lock().output_mean(model) {
+            mean.observe(output);
+        }
+    }
+
+    /// Requests waiting, by tier.
+    pub fn waiting(&self) -> BTreeMap<Tier, usize> {
+        self.lock().queue.by_tier()
+    }
+
+    /// Every server.
+    pub fn servers(&self) -> Vec<ServerView> {
+        let state = self.lock();
+        let mut views: Vec<ServerView> = state
+            .rooms
+            .iter()
+            .filter_map(|room| {
+                let berth = state.berths.get(&room.id)?;
+                Some(ServerView {
+                    state: berth.state.clone(),
+                    placed_tokens: room.placed_tokens,
+                    placed: room.placed,
+                    breaker_open: berth.breaker.is_open(),
+                    drained: berth.drained,
+                    usable: room.usable,
+                })
+            })
+            .collect();
+        views.sort_by(|a, b| a.state.id.cmp(&b.state.id));
+        views
+    }
+
+    /// Gives room back and hands it on.
+    fn release(&self, id: &ServerId, tokens: Tokens) {
+        let mut state = self.lock();
+        state.take_back(id, tokens, Instant::now());
+        state.hand_out();
+        state.forget_gone();
+    }
+
+    /// Recomputes what follows from readings, and hands out what became free.
+    fn refresh(&self, state: &mut State) {
+        let now = Instant::now();
+        let stale_after = state.stale_after;
+        for room in &mut state.rooms {
+            let Some(berth) = state.berths.get_mut(&room.id) else { continue };
+            let fresh = berth.state.read_at.is_some_and(|at| now.duration_since(at) <= stale_after);
+            berth.busy_until = berth.busy_until.filter(|until| *until > now);
+            room.usable = fresh
+                && berth.state.health == Health::Up
+                && !berth.breaker.is_open()
+                && !berth.drained
+                && !berth.leaving
+                && berth.busy_until.is_none();
+            room.models = berth.state.models.iter().map(|model| model.name.clone()).collect();
+            room.capacity = berth.state.capacity.clone();
+        }
+        state.forget_gone();
+        state.hand_out();
+        let states: Vec<ServerState> = state
+            .berths
+            .values()
+            .filter(|berth| !berth.leaving)
+            .map(|berth| berth.state.clone())
+            .collect();
+        let catalog = Catalog::build(&state.models, &states);
+        if **self.catalog.load() != catalog {
+            self.catalog.store(Arc::new(catalog));
+        }
+    }
+}

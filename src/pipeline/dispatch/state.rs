@@ -1,0 +1,218 @@
+//! What the dispatch mutex guards: queue, rooms, servers, and the arithmetic on them.
+
+use super::Ask;
+use crate::{
+    config,
+    error::{Reason, Refusal},
+    ids::{ModelName, ServerId, Tier},
+    queue::{Full, Limits, Place, Queue, Ticket},
+    schedule::{
+        self, Choice, Need, Room,
+        breaker::Breaker,
+        pace::{OutputMean, Pace},
+    },
+    servers::ModelServer,
+    snapshot::ServerState,
+    units::Tokens,
+};
+use std::{collections::HashMap, sync::Arc, time::Duration};
+use tokio::{
+    sync::{Notify, oneshot},
+    time::Instant,
+};
+
+/// Longest `Retry-After` that a guess about the future may give.
+const RETRY_MAX: Duration = Duration::from_secs(60);
+
+pub(super) struct State {
+    pub(super) queue: Queue<Turn>,
+    pub(super) rooms: Vec<Room>,
+    pub(super) berths: HashMap<ServerId, Berth>,
+    pub(super) pace: HashMap<ModelName, Pace>,
+    pub(super) outputs: HashMap<ModelName, OutputMean>,
+    pub(super) queue_rules: config::Queue,
+    pub(super) breaker_rules: config::Breaker,
+    pub(super) models: Vec<config::Model>,
+    pub(super) stale_after: Duration,
+}
+
+/// One server beside its room.
+pub(super) struct Berth {
+    pub(super) server: Arc<dyn ModelServer>,
+    /// Asks its watcher to look at once.
+    pub(super) nudge: Arc<Notify>,
+    pub(super) state: ServerState,
+    pub(super) breaker: Breaker,
+    pub(super) drained: bool,
+    pub(super) busy_until: Option<Instant>,
+    /// No longer configured; goes when its last request has ended.
+    pub(super) leaving: bool,
+}
+
+/// Who waits for a turn, and where not to send it.
+pub(super) struct Turn {
+    pub(super) give: oneshot::Sender<Granted>,
+    pub(super) tried: Vec<ServerId>,
+}
+
+/// A turn, in the hands of whoever waited for it.
+#[derive(Debug)]
+pub(super) struct Granted {
+    pub(super) server: ServerId,
+    pub(super) claim: Tokens,
+}
+
+/// Expected output of a model nobody configured.
+pub(super) const DEFAULT_OUTPUT: Tokens = Tokens(256);
+
+impl State {
+    pub(super) fn output_mean(&mut self, model: &ModelName) -> Option<&mut OutputMean> {
+        let start = self
+            .models
+            .iter()
+            .find(|known| known.name == *model)
+            .map_or(DEFAULT_OUTPUT, |known| known.expected_output);
+        // Names come from servers and the configuration; a server that lists thousands is cut off.
+        if self.outputs.len() >= MODELS_MAX && !self.outputs.contains_key(model) {
+            return None;
+        }
+        Some(self.outputs.entry(model.clone()).or_insert_with(|| OutputMean::new(start)))
+    }
+
+    pub(super) fn ticket(&mut self, ask: &mut Ask) -> Ticket {
+        let arrival = match ask.arrival {
+            Some(arrival) => arrival,
+            None => self.queue.arrive(),
+        };
+        ask.arrival = Some(arrival);
+        Ticket { model: ask.model.clone(), place: Place { tier: ask.tier, arrival } }
+    }
+
+    pub(super) fn grant(&mut self, index: usize, tokens: Tokens) -> Granted {
+        let Some(room) = self.rooms.get_mut(index) else {
+            // `index` comes from a choice over these rooms under the same lock.
+            return Granted { server: ServerId::from(""), claim: Tokens::ZERO };
+        };
+        let claim = room.claim(tokens);
+        room.placed_tokens = room.placed_tokens.plus(claim);
+        room.placed += 1;
+        room.placed_ever += 1;
+        Granted { server: room.id.clone(), claim }
+    }
+
+    pub(super) fn take_back(&mut self, id: &ServerId, tokens: Tokens, now: Instant) {
+        let Some(room) = self.rooms.iter_mut().find(|room| room.id == *id) else { return };
+        debug_assert!(room.placed > 0 && room.placed_tokens >= tokens, "room given back twice");
+        room.placed_tokens = room.placed_tokens.less(tokens);
+        room.placed = room.placed.saturating_sub(1);
+        for model in &room.models {
+            let busy = !self.queue.is_idle(model);
+            if busy || self.pace.contains_key(model) {
+                self.pace.entry(model.clone()).or_default().freed(tokens, busy, now);
+            }
+        }
+    }
+
+    /// Gives turns to whoever is first in each lane, as long as there is room.
+    pub(super) fn hand_out(&mut self) {
+        if self.queue.is_empty() {
+            return;
+        }
+        for model in self.queue.models() {
+            while let Some((place, waiting)) = self.queue.first(&model) {
+                // A caller who left takes no turn.
+                let gone = waiting.item.give.is_closed();
+                let tokens = waiting.tokens;
+                let need = Need { model: &model, tokens, tried: &waiting.item.tried };
+                let choice =
+                    if gone { Choice::Nobody } else { schedule::choose(&self.rooms, need) };
+                let ticket = Ticket { model: model.clone(), place };
+                match choice {
+                    Choice::Nobody => drop(self.queue.remove(&ticket)),
+                    Choice::Here(index) => {
+                        let Some(waiting) = self.queue.remove(&ticket) else { break };
+                        let granted = self.grant(index, tokens);
+                        if let Err(granted) = waiting.item.give.send(granted) {
+                            self.take_back(&granted.server, granted.claim, Instant::now());
+                        }
+                    }
+                    _ => break,
+                }
+            }
+        }
+    }
+
+    pub(super) fn forget_gone(&mut self) {
+        let berths = &mut self.berths;
+        self.rooms.retain(|room| {
+            let gone = room.placed == 0 && berths.get(&room.id).is_none_or(|berth| berth.leaving);
+            if gone {
+                berths.remove(&room.id);
+            }
+            !gone
+        });
+    }
+
+    pub(super) fn wait_estimate(&self, ask: &Ask, tier: Tier) -> Option<Duration> {
+        let (_, ahead) = self.queue.ahead(&ask.model, tier);
+        self.pace.get(&ask.model)?.wait(ahead.plus(ask.tokens))
+    }
+
+    /// A caller whose deadline cannot be met is told so now, not after waiting for it.
+    pub(super) fn refuse_hopeless(
+        &self,
+        ask: &Ask,
+        tier: Tier,
+        now: Instant,
+    ) -> Result<(), Refusal> {
+        let Some(wait) = self.wait_estimate(ask, tier) else { return Ok(()) };
+        let left = ask.deadline.saturating_duration_since(now);
+        if wait <= left {
+            return Ok(());
+        }
+        let text = format!(
+            "A turn is expected in {:.1} s, later than this request's deadline in {:.1} s. Retry later, or allow more time.",
+            wait.as_secs_f64(),
+            left.as_secs_f64()
+        );
+        Err(Refusal::new(Reason::WaitTooLong, text).retry_after(bounded(wait.saturating_sub(left))))
+    }
+
+    pub(super) fn too_late(&self, ask: &Ask, entered: Instant) -> Refusal {
+        let waited = entered.elapsed().as_secs_f64();
+        let text =
+            format!("No server had room for this request within {waited:.1} s. Retry later.");
+        let wait = self.wait_estimate(ask, ask.tier).unwrap_or(Duration::from_secs(5));
+        Refusal::new(Reason::WaitTooLong, text).retry_after(bounded(wait))
+    }
+
+    pub(super) fn full(&self, full: Full, ask: &Ask) -> Refusal {
+        let wait = bounded(self.wait_estimate(ask, ask.tier).unwrap_or(Duration::from_secs(5)));
+        match full {
+            Full::Queue => Refusal::new(
+                Reason::QueueFull,
+                format!("All {} places in the queue are taken. Retry later.", self.queue.len()),
+            ),
+            Full::Tenant => Refusal::new(
+                Reason::TenantQueueFull,
+                "This key's owner already fills its share of the queue. Send fewer requests at once.",
+            ),
+        }
+        .retry_after(wait)
+    }
+}
+
+/// Models whose output length is tracked.
+const MODELS_MAX: usize = 1024;
+
+pub(super) fn limits(settings: &config::Settings) -> Limits {
+    let rules = &settings.queue;
+    // A tenant alone has nobody to leave room for.
+    let percent = if settings.tenants.len() < 2 { 100 } else { rules.tenant_share_percent };
+    let share = rules.length_max.saturating_mul(usize::from(percent)) / 100;
+    Limits { length_max: rules.length_max, tenant_max: share.max(1) }
+}
+
+fn bounded(wait: Duration) -> Duration {
+    wait.clamp(Duration::from_secs(1), RETRY_MAX)
+}

@@ -1,0 +1,175 @@
+//! Waiting for a turn, and the room that a turn holds.
+
+use super::{
+    Ask, Dispatch, Outcome,
+    state::{Granted, State, Turn},
+};
+use crate::{
+    error::{Reason, Refusal},
+    ids::{ModelName, ServerId},
+    queue::{Ticket, Waiting},
+    schedule::{self, Choice, Need},
+    servers::ModelServer,
+    units::Tokens,
+};
+use std::{sync::Arc, time::Duration};
+use tokio::{sync::oneshot, time::Instant};
+
+impl Dispatch {
+    /// Waits for a turn. Dropping the future leaves the queue at once; a turn that was already on its
+    /// way is given back.
+    ///
+    /// # Errors
+    /// The queue is full, the wait would be or was too long, or no server is left. Nothing is held.
+    pub async fn turn(self: &Arc<Self>, ask: &mut Ask) -> Result<Placement, Refusal> {
+        let entered = Instant::now();
+        let (ticket, turn, no_server_wait) = {
+            let mut state = self.lock();
+            let nobody_waits = state.queue.is_idle(&ask.model);
+            let choice = schedule::choose(&state.rooms, need(ask));
+            match choice {
+                Choice::Here(index) if nobody_waits => {
+                    let granted = state.grant(index, ask.tokens);
+                    return Ok(self.place(&state, granted));
+                }
+                Choice::Nobody => return Err(nobody(ask)),
+                _ => {}
+            }
+            let ticket = state.ticket(ask);
+            state.refuse_hopeless(ask, ticket.place.tier, entered)?;
+            let (give, turn) = oneshot::channel();
+            let item = Turn { give, tried: ask.tried.clone() };
+            let waiting = Waiting { tenant: ask.tenant.clone(), tokens: ask.tokens, item };
+            if let Err(full) = state.queue.push(&ticket, waiting) {
+                return Err(state.full(full, ask));
+            }
+            (ticket, turn, state.queue_rules.no_server_wait)
+        };
+        let mut waiter = Waiter { dispatch: self, ticket, turn: Some(turn) };
+        let mut down_since: Option<Instant> = None;
+        loop {
+            let now = Instant::now();
+            // While no server of the model is up, look again soon; else only the deadline counts.
+            let step = if self.usable(ask) {
+                down_since = None;
+                no_server_wait
+            } else {
+                let down = *down_since.get_or_insert(now);
+                let give_up = down + no_server_wait;
+                if now >= give_up {
+                    return Err(no_server(&ask.model, no_server_wait));
+                }
+                give_up - now
+            };
+            if now >= ask.deadline {
+                return Err(self.lock().too_late(ask, entered));
+            }
+            let until = ask.deadline.min(now + step);
+            let Some(turn) = waiter.turn.as_mut() else {
+                return Err(Refusal::new(Reason::Internal, "The turn was lost."));
+            };
+            if let Ok(granted) = tokio::time::timeout_at(until, turn).await {
+                waiter.turn = None;
+                // Let go without a turn: the last server it could have gone to has left.
+                let granted = granted.map_err(|_| nobody(ask))?;
+                return Ok(self.place(&self.lock(), granted));
+            }
+        }
+    }
+
+    fn usable(&self, ask: &Ask) -> bool {
+        let state = self.lock();
+        matches!(schedule::choose(&state.rooms, need(ask)), Choice::Here(_) | Choice::Full)
+    }
+
+    fn place(self: &Arc<Self>, state: &State, granted: Granted) -> Placement {
+        let server = state.berths.get(&granted.server).map(|berth| Arc::clone(&berth.server));
+        Placement {
+            dispatch: Arc::clone(self),
+            id: granted.server,
+            tokens: granted.claim,
+            server,
+            left: false,
+        }
+    }
+}
+
+fn need(ask: &Ask) -> Need<'_> {
+    Need { model: &ask.model, tokens: ask.tokens, tried: &ask.tried }
+}
+
+fn nobody(ask: &Ask) -> Refusal {
+    let text = format!("No server of model '{}' is left to try.", ask.model);
+    Refusal::new(Reason::NoServer, text).retry_after(Duration::from_secs(2))
+}
+
+fn no_server(model: &ModelName, waited: Duration) -> Refusal {
+    let text = format!(
+        "No server of model '{model}' is up, and none came back within {:.0} s. Retry later.",
+        waited.as_secs_f64()
+    );
+    Refusal::new(Reason::NoServer, text).retry_after(Duration::from_secs(5))
+}
+
+/// Somebody in the queue. Dropping it leaves the queue, or gives back a turn that nobody took.
+struct Waiter<'a> {
+    dispatch: &'a Dispatch,
+    ticket: Ticket,
+    turn: Option<oneshot::Receiver<Granted>>,
+}
+
+impl Drop for Waiter<'_> {
+    fn drop(&mut self) {
+        let Some(mut turn) = self.turn.take() else { return };
+        let mut state = self.dispatch.lock();
+        if state.queue.remove(&self.ticket).is_some() {
+            // Who stood behind may fit where this one did not.
+            state.hand_out();
+            return;
+        }
+        drop(state);
+        if let Ok(granted) = turn.try_recv() {
+            self.dispatch.release(&granted.server, granted.claim);
+        }
+    }
+}
+
+/// Room on one server, held for one call. Dropping it gives the room back.
+pub struct Placement {
+    dispatch: Arc<Dispatch>,
+    id: ServerId,
+    tokens: Tokens,
+    server: Option<Arc<dyn ModelServer>>,
+    left: bool,
+}
+
+impl std::fmt::Debug for Placement {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Placement").field("id", &self.id).field("tokens", &self.tokens).finish()
+    }
+}
+
+impl Placement {
+    /// Which server.
+    pub const fn id(&self) -> &ServerId {
+        &self.id
+    }
+
+    /// The server itself; `None` when it left the configuration in this very moment.
+    pub const fn server(&self) -> Option<&Arc<dyn ModelServer>> {
+        self.server.as_ref()
+    }
+
+    /// Tells the breaker what became of the call.
+    pub fn report(&self, outcome: Outcome) -> bool {
+        self.dispatch.report(&self.id, outcome, Instant::now())
+    }
+}
+
+impl Drop for Placement {
+    fn drop(&mut self) {
+        if !std::mem::replace(&mut self.left, true) {
+            self.dispatch.release(&self.id, self.tokens);
+        }
+    }
+}
