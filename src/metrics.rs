@@ -276,7 +276,7 @@ impl Metrics {
             reason: ended.reason.map_or("", Reason::as_str),
         };
         self.requests.get_or_create(&labels).inc();
-        if ended.attempts == 0 {
+        if !ended.had {
             return;
         }
         let labels = ModelTier { model: model.to_owned(), tier };

@@ -3,11 +3,12 @@
 use super::{
     Broker,
     answer::{self, Reply},
+    attempt::{self, Attempt, Ending},
     dispatch::{Ask, Outcome, Placement},
     flow::{First, Flow, Slot},
     id_header,
     record::Record,
-    relay::{self, Attempt, Ending, Fault, Job, Watched},
+    relay::{self, Fault, Job, Watched},
 };
 use crate::{
     api::refuse,
@@ -72,7 +73,7 @@ async fn whole(
                 return finish_head(Reply::Whole(Some(body)), fixed, &facts, json);
             }
             Err(fault) => {
-                let stop = note(broker, &placement, &fault, &mut ask, &record, &job);
+                let stop = note(broker, &placement, &fault, &mut ask, &mut record, &job);
                 drop(placement);
                 if stop {
                     let refusal = fault.refusal.clone();
@@ -174,18 +175,18 @@ async fn run(
                 // many hang up on `[DONE]`, and what comes after it may never run.
                 settle(&broker, record, watched);
                 if let Some(tail) = tail {
-                    relay::drain(tail).await;
+                    attempt::drain(tail).await;
                 }
                 return Ok(());
             }
             Ending::Torn(fault) => {
-                note(&broker, &placement, &fault, &mut ask, &record, &job);
+                note(&broker, &placement, &fault, &mut ask, &mut record, &job);
                 drop(placement);
                 record.refused(&fault.refusal);
                 return Err(fault.refusal);
             }
             Ending::Again(fault) => {
-                let stop = note(&broker, &placement, &fault, &mut ask, &record, &job);
+                let stop = note(&broker, &placement, &fault, &mut ask, &mut record, &job);
                 drop(placement);
                 let late = job.content_by.is_some_and(|by| by <= Instant::now());
                 if stop || late {
@@ -212,6 +213,8 @@ async fn turn(
     let placement = placement?;
     broker.books.metrics.waited(ask.tier, waited);
     record.attempts += 1;
+    // Until it is known better: a caller who leaves now leaves a server at work.
+    record.had += 1;
     record.server = Some(placement.id().clone());
     Ok(placement)
 }
@@ -222,12 +225,15 @@ fn note(
     placement: &Placement,
     fault: &Fault,
     ask: &mut Ask,
-    record: &Record,
+    record: &mut Record,
     job: &Job,
 ) -> bool {
+    if !fault.had {
+        record.had = record.had.saturating_sub(1);
+    }
     let changed = placement.report(fault.outcome);
     let server = placement.id();
-    if fault.outcome != Outcome::Answered {
+    if !matches!(fault.outcome, Outcome::Answered) && fault.cause != "deadline" {
         broker.books.metrics.server_failed(server.as_str(), fault.cause);
         tracing::warn!(
             id = record.id.as_str(),
@@ -239,7 +245,7 @@ fn note(
         );
     }
     ask.tried.push(server.clone());
-    fault.final_ || record.attempts >= job.relay.attempts_max
+    fault.last || record.attempts >= job.relay.attempts_max
 }
 
 fn settle(broker: &Arc<Broker>, mut record: Record, watched: Watched) {

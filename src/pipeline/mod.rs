@@ -3,6 +3,7 @@
 
 pub mod alarm;
 pub mod answer;
+pub mod attempt;
 pub mod auth;
 pub mod count;
 pub mod deliver;
@@ -151,11 +152,7 @@ impl Broker {
             deadline: record.started() + deadline.unwrap_or(settings.queue.wait_max),
             arrival: None,
         };
-        let mut relay = settings.relay.clone();
-        if let Some(deadline) = deadline {
-            relay.first_token_limit = relay.first_token_limit.min(deadline);
-        }
-        let mut job = studied.job(relay, settings.limits.clone(), counted);
+        let mut job = studied.job(settings.relay.clone(), settings.limits.clone(), counted);
         job.content_by = deadline.map(|deadline| record.started() + deadline);
         Ok((job, ask))
     }

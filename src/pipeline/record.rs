@@ -24,8 +24,8 @@ pub struct Ended<'a> {
     pub class: Class,
     /// Why it ended early.
     pub reason: Option<Reason>,
-    /// Servers that had it.
-    pub attempts: u32,
+    /// A server had it, and may have worked on it.
+    pub had: bool,
     /// Tokens used.
     pub usage: Usage,
     /// Time to the first content, of a stream.
@@ -110,8 +110,11 @@ pub struct Record {
     pub reservation: Option<Reservation>,
     /// The server that has it, or had it last.
     pub server: Option<ServerId>,
-    /// Servers that had it.
+    /// Turns it took.
     pub attempts: u32,
+    /// Turns in which the server had it, and may have worked on it. A server that cannot be reached or
+    /// refuses at the door costs the tenant nothing.
+    pub had: u32,
     /// Wait for turns, all attempts together.
     pub waited: Duration,
     /// Time to the first content.
@@ -136,6 +139,7 @@ impl Record {
             reservation: None,
             server: None,
             attempts: 0,
+            had: 0,
             waited: Duration::ZERO,
             ttft: None,
             output: Tokens::ZERO,
@@ -180,7 +184,7 @@ impl Record {
     fn used(&self) -> Usage {
         // Before a server has it, nothing is used; after that its input is, whatever becomes of it.
         let prompt = match &self.counted {
-            Some(counted) if self.attempts > 0 => counted.tokens,
+            Some(counted) if self.had > 0 => counted.tokens,
             _ => Tokens::ZERO,
         };
         Usage { prompt, completion: self.output, cached: Tokens::ZERO }
@@ -194,7 +198,7 @@ impl Record {
         if let Some(reservation) = self.reservation.take() {
             reservation.settle(usage.total());
         }
-        if let (Some(tenant), Some(model), true) = (&self.tenant, &self.model, self.attempts > 0) {
+        if let (Some(tenant), Some(model), true) = (&self.tenant, &self.model, self.had > 0) {
             self.books.ledger.add(tenant, model, usage);
         }
         let elapsed = self.started.elapsed();
@@ -203,7 +207,7 @@ impl Record {
             tier: self.tier,
             class,
             reason,
-            attempts: self.attempts,
+            had: self.had > 0,
             usage,
             ttft: self.ttft,
             elapsed,

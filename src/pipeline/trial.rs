@@ -72,7 +72,9 @@ async fn ask(server: Arc<dyn ModelServer>, model: ModelName) -> Outcome {
     };
     let Ok(mut answer) = server.send(call).await else { return Outcome::Failed };
     match answer.status {
-        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => return Outcome::Failed,
+        StatusCode::UNAUTHORIZED
+        | StatusCode::FORBIDDEN
+        | StatusCode::PROXY_AUTHENTICATION_REQUIRED => return Outcome::Failed,
         StatusCode::TOO_MANY_REQUESTS => return Outcome::Answered,
         status if status.is_client_error() => return Outcome::Answered,
         status if !status.is_success() => return Outcome::Failed,

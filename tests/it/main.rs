@@ -21,6 +21,7 @@ mod faults;
 mod floors;
 mod gpu;
 mod hangup;
+mod judged;
 mod metrics_page;
 mod overload;
 mod quickstart;

@@ -63,6 +63,8 @@ pub enum Outcome {
     Failed,
     /// It said that it is overloaded, and for how long if it did.
     Busy(Option<Duration>),
+    /// What happened says nothing about the server.
+    Unjudged,
 }
 
 /// One server, for operators.
@@ -181,6 +183,7 @@ impl Dispatch {
         let Some(berth) = state.berths.get_mut(id) else { return false };
         let changed = match outcome {
             Outcome::Answered => berth.busy_until.take().is_some() | berth.breaker.success(),
+            Outcome::Unjudged => false,
             Outcome::Failed => {
                 berth.nudge.notify_one();
                 berth.breaker.failure(&rules, now)
