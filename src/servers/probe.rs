@@ -1,8 +1,8 @@
 //! Watches one server: asks it again and again, and publishes what it said.
 //!
 //! **Stale readings.** A failed round of a server that is up publishes nothing: the last state stays,
-//! with its date. Who reads a state compares `read_at` with `probe.stale_after`; an older load counts
-//! as unknown (the server's health does not: it changes only here).
+//! with its date. Who reads a state compares `read_at` with `probe.stale_after`; a server whose readings
+//! are older gets nothing new.
 
 use super::ModelServer;
 use crate::{
