@@ -3,7 +3,7 @@
 //! The event grammar is that of the HTML standard (Server-sent events, 9.2.6): lines end with LF, CR or
 //! CRLF, an empty line ends an event, a line that starts with a colon is a comment.
 
-use bytes::{Bytes, BytesMut};
+use bytes::{Buf, Bytes, BytesMut};
 use memchr::memchr2;
 use std::borrow::Cow;
 
@@ -20,12 +20,14 @@ pub struct Splitter {
     /// Where the line that is being searched begins.
     line: usize,
     max: usize,
+    /// Nothing has been cut off yet: a byte order mark may stand here, and means nothing.
+    fresh: bool,
 }
 
 impl Splitter {
     /// A splitter that holds at most `max` bytes of an unfinished event.
     pub const fn new(max: usize) -> Self {
-        Self { held: Bytes::new(), scan: 0, line: 0, max }
+        Self { held: Bytes::new(), scan: 0, line: 0, max, fresh: true }
     }
 
     /// Adds what came from the server.
@@ -46,6 +48,16 @@ impl Splitter {
 
     /// The next whole event with the empty line that ends it, byte for byte as it came.
     pub fn next_event(&mut self) -> Result<Option<Event>, TooLong> {
+        if self.fresh && !self.held.is_empty() {
+            const MARK: &[u8] = b"\xef\xbb\xbf";
+            if self.held.len() < MARK.len() && MARK.starts_with(&self.held) {
+                return Ok(None);
+            }
+            if self.held.starts_with(MARK) {
+                self.held.advance(MARK.len());
+            }
+            self.fresh = false;
+        }
         while let Some(found) =
             self.held.get(self.scan..).and_then(|rest| memchr2(b'\n', b'\r', rest))
         {
@@ -157,6 +169,14 @@ mod tests {
         assert_eq!(event(b"data: a\ndata:b\nevent: x\n\n").data().unwrap().as_ref(), b"a\nb");
         assert!(event(b": hello\n\n").data().is_none());
         assert!(event(b"database: 1\n\n").data().is_none());
+    }
+
+    #[test]
+    fn a_byte_order_mark_at_the_start_means_nothing() {
+        let want: [&[u8]; 1] = [b"data: a\n\n"];
+        assert_eq!(events(&[b"\xef\xbb\xbfdata: a\n\n"], 100).unwrap(), want);
+        assert_eq!(events(&[b"\xef", b"\xbb\xbfdata: a\n\n"], 100).unwrap(), want);
+        assert_eq!(events(&[b"data: a\n\n\xef\xbb\xbf"], 100).unwrap().len(), 2);
     }
 
     #[test]

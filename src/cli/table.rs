@@ -14,7 +14,7 @@ impl Table {
     }
 
     fn row<const N: usize>(&mut self, cells: [String; N]) {
-        self.rows.push(cells.into());
+        self.rows.push(cells.map(|cell| shown(&cell)).into());
     }
 
     fn write(&self, out: &mut String) {
@@ -34,6 +34,23 @@ impl Table {
             out.push('\n');
         }
     }
+}
+
+/// Widest cell. Names come from model servers, which may say anything.
+const CELL_MAX: usize = 60;
+
+/// A text from outside as it may stand on a terminal: short, and without characters that move the
+/// cursor, hide or reverse what follows.
+fn shown(text: &str) -> String {
+    let plain = |letter: char| {
+        let hides = matches!(letter, '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}');
+        if letter.is_control() || hides { '?' } else { letter }
+    };
+    let mut shown: String = text.chars().take(CELL_MAX).map(plain).collect();
+    if text.chars().nth(CELL_MAX).is_some() {
+        shown.push('\u{2026}');
+    }
+    shown
 }
 
 fn text<'a>(value: &'a Value, key: &str) -> &'a str {
@@ -119,7 +136,7 @@ fn troubles(report: &Value) -> Vec<String> {
         .iter()
         .filter_map(|server| {
             let (state, trouble) = server_state(server);
-            trouble.then(|| format!("server {}: {state}", text(server, "name")))
+            trouble.then(|| format!("server {}: {}", shown(text(server, "name")), shown(&state)))
         })
         .collect();
     let usable =
@@ -322,6 +339,18 @@ mod tests {
         assert!(text.contains("GPUS  no NVIDIA driver"));
         assert!(text.contains("3 running; waiting: system 0, interactive 2"));
         assert!(text.contains("RECENT REFUSALS  none"));
+    }
+
+    #[test]
+    fn names_from_servers_cannot_forge_lines_or_break_the_table() {
+        let long = "x".repeat(100_000);
+        let forged = "\u{1b}[2J\n!! server ok: HACKED\u{202e}";
+        let server = |name: &str| json!({"name": name, "kind": "vllm", "usable": true, "health": {"state": "down", "why": forged}});
+        let report = json!({"servers": [server(&long), server(forged)], "gpus": {"state": "off"}});
+        let text = status(&report);
+        assert!(!text.contains('\u{1b}') && !text.contains('\u{202e}'), "{text:?}");
+        assert!(!text.lines().any(|line| line.starts_with("!! server ok")), "{text}");
+        assert!(text.lines().all(|line| line.chars().count() < 400));
     }
 
     #[test]

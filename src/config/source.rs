@@ -178,7 +178,9 @@ fn drop_ins(path: &Path, report: &Report) -> Vec<PathBuf> {
     files.retain(|file| {
         // Editors leave hidden copies behind; those must not configure a daemon.
         let hidden = file.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"."));
-        !hidden && file.extension().is_some_and(|extension| extension == "toml")
+        // A pipe or a device would keep the reader waiting for ever.
+        let special = std::fs::metadata(file).is_ok_and(|meta| !meta.is_file());
+        !hidden && !special && file.extension().is_some_and(|extension| extension == "toml")
     });
     files.sort();
     if files.len() > DROP_INS_MAX {

@@ -222,11 +222,19 @@ pub async fn count(
     }
     if let Some(server) = server {
         let asked = server.count(route, outgoing.clone());
-        if let Ok(Some(tokens)) = tokio::time::timeout(ASK_LIMIT, asked).await {
+        if let Ok(Some(tokens)) = tokio::time::timeout(ASK_LIMIT, asked).await
+            && believable(tokens, outgoing.len())
+        {
             return Ok(Counted { tokens, source: Source::Server });
         }
     }
     Ok(Counted { tokens: estimate(body_bytes), source: Source::Estimate })
+}
+
+/// A token is a byte of the body at least, but for what the template adds; and no input is empty.
+fn believable(tokens: Tokens, body_bytes: usize) -> bool {
+    const TEMPLATE_MAX: u64 = 16 * 1024;
+    tokens > Tokens::ZERO && tokens.get() <= (body_bytes as u64).saturating_add(TEMPLATE_MAX)
 }
 
 /// A token for every four bytes of the body, rounded up. English prose runs at 4 to 5 bytes a token and

@@ -160,8 +160,8 @@ fn rejected(status: StatusCode, headers: &HeaderMap, body: &[u8]) -> Fault {
             let outcome = Outcome::Busy(retry);
             Fault { cause: "busy", refusal, outcome, last: false, had: false }
         }
-        // Our key for the server: never the caller's doing.
-        401 | 403 | 407 => Fault::failed(
+        // Our key or our account at the server: never the caller's doing.
+        401 | 402 | 403 | 407 => Fault::failed(
             "credentials",
             "The model server did not accept berthd's call. The operator must mend its configuration.",
         )
@@ -174,7 +174,7 @@ fn rejected(status: StatusCode, headers: &HeaderMap, body: &[u8]) -> Fault {
         )
         .unstarted()
         .unjudged(),
-        400..=499 | 501 => {
+        400 | 413 | 415 | 422 | 501 => {
             let text = message_of(body).unwrap_or_else(|| format!("status {status}"));
             let refusal = Refusal::new(
                 Reason::ServerRejected,
@@ -185,6 +185,8 @@ fn rejected(status: StatusCode, headers: &HeaderMap, body: &[u8]) -> Fault {
             let outcome = Outcome::Answered;
             Fault { cause: "rejected", refusal, outcome, last: true, had: false }
         }
+        // Whatever else it says (424 is an engine failure, 408 and 499 are the connection's), another
+        // server may do better.
         _ => Fault::failed(
             "status",
             format!("The model server answered with status {}.", status.as_u16()),

@@ -10,6 +10,7 @@ use super::{
 use ::http::{HeaderMap, HeaderValue, StatusCode, header::CONTENT_TYPE};
 use bytes::{BufMut, Bytes, BytesMut};
 use std::{
+    collections::VecDeque,
     fmt,
     future::poll_fn,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -20,6 +21,10 @@ use tokio::{net::TcpStream, time::Instant};
 /// Python servers close idle connections after 5 s; reusing one at that very moment would lose a
 /// request that cannot be sent again. So ours are younger.
 const IDLE_AGE_MAX: Duration = Duration::from_secs(4);
+
+/// A connection rests this long before it is used again. What a server sends behind an answer, unasked,
+/// comes within this; read after the next request it would pass for its answer.
+const REST: Duration = Duration::from_millis(1);
 
 /// Limits of one server's client.
 #[derive(Clone, Copy, Debug)]
@@ -71,7 +76,7 @@ impl Client {
             headers.extend_from_slice(value.as_bytes());
             headers.extend_from_slice(b"\r\n");
         }
-        let pool = Arc::new(Pool { idle: Mutex::new(Vec::new()), max: limits.idle_max });
+        let pool = Arc::new(Pool { idle: Mutex::new(VecDeque::new()), max: limits.idle_max });
         // The resolver wants an IPv6 address without its brackets.
         let dial = host.trim_start_matches('[').trim_end_matches(']').to_owned();
         Self { address: (dial, port), prefix, headers, limits, pool }
@@ -207,19 +212,26 @@ impl Idle {
 
 /// The idle connections of one client.
 pub(super) struct Pool {
-    /// Guards them, most recently used last. Held for a push or a pop only.
-    idle: Mutex<Vec<Idle>>,
+    /// Guards them, the one that has rested longest first. Held for a push or a pop only.
+    idle: Mutex<VecDeque<Idle>>,
     max: usize,
 }
 
 impl Pool {
-    fn lock(&self) -> MutexGuard<'_, Vec<Idle>> {
+    fn lock(&self) -> MutexGuard<'_, VecDeque<Idle>> {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn take(&self) -> Option<TcpStream> {
         loop {
-            let idle = self.lock().pop()?;
+            let idle = {
+                let mut all = self.lock();
+                // If the first has not rested, none has.
+                if all.front()?.since.elapsed() < REST {
+                    return None;
+                }
+                all.pop_front()?
+            };
             if idle.since.elapsed() < IDLE_AGE_MAX && idle.is_silent() {
                 return Some(idle.stream);
             }
@@ -234,7 +246,7 @@ impl Pool {
         let leaving = old.max(surplus).min(idle.len());
         let gone: Vec<Idle> = idle.drain(..leaving).collect();
         if self.max > 0 {
-            idle.push(Idle { stream, since: Instant::now() });
+            idle.push_back(Idle { stream, since: Instant::now() });
         }
         drop(idle);
         // Closing sockets is the kernel's work: not under the lock.
@@ -292,7 +304,9 @@ mod tests {
         (client, seen, task)
     }
 
+    /// Asks once every connection in the pool has rested.
     async fn get(client: &Client) -> Result<(StatusCode, Bytes), CallError> {
+        tokio::time::sleep(REST * 2).await;
         client.get("/", Duration::from_secs(5), 100).await
     }
 
@@ -322,6 +336,18 @@ mod tests {
             assert_eq!(get(&client).await.unwrap().1, "hi");
         }
         assert_eq!(counts(&seen), [1, 3]);
+    }
+
+    #[tokio::test]
+    async fn a_connection_that_has_not_rested_is_not_used() {
+        let (client, seen, _task) = server(3, "application/json", false).await;
+        get(&client).await.unwrap();
+        tokio::time::pause();
+        assert_eq!(client.idle(), 1);
+        assert!(client.pool.take().is_none());
+        tokio::time::advance(REST).await;
+        assert!(client.pool.take().is_some());
+        assert_eq!(counts(&seen), [1, 1]);
     }
 
     #[tokio::test]

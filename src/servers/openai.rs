@@ -38,12 +38,18 @@ pub fn models(page: &[u8]) -> Option<Vec<ServedModel>> {
         let aliases = aliases.into_iter().flatten().filter_map(Value::as_str);
         for name in id.into_iter().chain(aliases) {
             let known = models.iter().any(|model| model.name.as_str() == name);
-            if !name.is_empty() && !known && models.len() < MODELS_MAX {
+            if is_name(name) && !known && models.len() < MODELS_MAX {
                 models.push(ServedModel { name: ModelName::from(name), context_window });
             }
         }
     }
     Some(models)
+}
+
+/// Names go to callers, to terminals and into metrics: what cannot be one is left out.
+fn is_name(name: &str) -> bool {
+    const NAME_BYTES_MAX: usize = 256;
+    !name.is_empty() && name.len() <= NAME_BYTES_MAX && !name.chars().any(char::is_control)
 }
 
 fn window(card: &Value) -> Option<Tokens> {
