@@ -12,14 +12,22 @@ use crate::{
 use bytes::Bytes;
 use http::{
     HeaderMap, HeaderValue, Method, Request, Response, StatusCode,
-    header::{ACCEPT, ALLOW, CONTENT_TYPE},
+    header::{ACCEPT, ALLOW, CONTENT_TYPE, HOST},
+    uri::Authority,
 };
 use http_body_util::Full;
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::TokioIo;
 use std::{
     convert::Infallible,
-    sync::{Arc, atomic::Ordering},
+    future::poll_fn,
+    io,
+    net::IpAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    task::{Context, Poll},
     time::Duration,
 };
 use tokio::{
@@ -31,8 +39,11 @@ use tokio::{
 
 /// Readers at once on each door.
 const READERS_MAX: usize = 8;
-/// How long one may take, a reload included.
-const READER_LIMIT: Duration = Duration::from_secs(30);
+/// How long one may take: a copy of what is known is made in milliseconds, and whoever holds a place
+/// without using it keeps others out.
+const READER_LIMIT: Duration = Duration::from_secs(2);
+/// How long one who wants a reload may take: models are loaded meanwhile.
+const RELOAD_LIMIT: Duration = Duration::from_secs(30);
 
 /// A wish to read the configuration anew, with the place for the answer: what changed, or every
 /// problem that kept it from changing anything.
@@ -44,6 +55,8 @@ pub struct Control {
     gpus: watch::Receiver<Arc<GpuPlane>>,
     addresses: Addresses,
     reload: mpsc::Sender<ReloadWish>,
+    /// The machine's name, as its kernel has it.
+    machine: String,
 }
 
 /// Which door a request came through. Only the socket, which the file system guards, may change
@@ -62,45 +75,46 @@ impl Control {
         addresses: Addresses,
         reload: mpsc::Sender<ReloadWish>,
     ) -> Arc<Self> {
-        Arc::new(Self { broker, gpus, addresses, reload })
+        let machine = std::fs::read_to_string("/proc/sys/kernel/hostname")
+            .unwrap_or_default()
+            .trim()
+            .to_owned();
+        Arc::new(Self { broker, gpus, addresses, reload, machine })
     }
 
     /// Serves the Unix socket. Never returns; dropping the future closes its connections.
     pub async fn serve_socket(self: Arc<Self>, listener: UnixListener) {
-        let permits = Arc::new(Semaphore::new(READERS_MAX));
-        let mut readers = JoinSet::new();
-        loop {
-            while readers.try_join_next().is_some() {}
-            let Ok(permit) = Arc::clone(&permits).acquire_owned().await else { return };
-            match listener.accept().await {
-                Ok((stream, _)) => {
-                    let control = Arc::clone(&self);
-                    readers.spawn(async move {
-                        let _permit = permit;
-                        control.connection(stream, Door::Socket).await;
-                    });
-                }
-                Err(error) => pause("control socket", &error).await,
-            }
-        }
+        let accept = |cx: &mut Context<'_>| listener.poll_accept(cx).map_ok(|(stream, _)| stream);
+        self.serve(accept, Door::Socket).await;
     }
 
     /// Serves the admin listener. Never returns; dropping the future closes its connections.
     pub async fn serve_admin(self: Arc<Self>, listener: TcpListener) {
+        let accept = |cx: &mut Context<'_>| listener.poll_accept(cx).map_ok(|(stream, _)| stream);
+        self.serve(accept, Door::Admin).await;
+    }
+
+    async fn serve<S>(
+        self: Arc<Self>,
+        mut accept: impl FnMut(&mut Context<'_>) -> Poll<io::Result<S>>,
+        door: Door,
+    ) where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
         let permits = Arc::new(Semaphore::new(READERS_MAX));
         let mut readers = JoinSet::new();
         loop {
             while readers.try_join_next().is_some() {}
             let Ok(permit) = Arc::clone(&permits).acquire_owned().await else { return };
-            match listener.accept().await {
-                Ok((stream, _)) => {
+            match poll_fn(&mut accept).await {
+                Ok(stream) => {
                     let control = Arc::clone(&self);
                     readers.spawn(async move {
                         let _permit = permit;
-                        control.connection(stream, Door::Admin).await;
+                        control.connection(stream, door).await;
                     });
                 }
-                Err(error) => pause("admin listener", &error).await,
+                Err(error) => pause(door, &error).await,
             }
         }
     }
@@ -109,21 +123,36 @@ impl Control {
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {
+        let reloads = Arc::new(AtomicBool::new(false));
         let service = service_fn(|request: Request<Incoming>| {
-            let control = Arc::clone(&self);
+            let (control, reloads) = (Arc::clone(&self), Arc::clone(&reloads));
+            let reload = door == Door::Socket && request.uri().path() == "/reload";
+            reloads.store(reload, Ordering::Relaxed);
             async move { Ok::<_, Infallible>(control.answer(&request, door).await) }
         });
         // One answer each: a reader that keeps its connection would keep others out.
         let serve =
             http1::Builder::new().keep_alive(false).serve_connection(TokioIo::new(stream), service);
+        let mut serve = std::pin::pin!(serve);
         // A reader who leaves early is no news.
-        let _ = tokio::time::timeout(READER_LIMIT, serve).await;
+        let ended = tokio::time::timeout(READER_LIMIT, &mut serve).await;
+        if ended.is_err() && reloads.load(Ordering::Relaxed) {
+            let _ = tokio::time::timeout(RELOAD_LIMIT.saturating_sub(READER_LIMIT), serve).await;
+        }
     }
 
     async fn answer(&self, request: &Request<Incoming>, door: Door) -> Response<Full<Bytes>> {
         let path = request.uri().path();
         let reads = request.method() == Method::GET || request.method() == Method::HEAD;
         match path {
+            "/status" | "/metrics" | "/healthz"
+                if door == Door::Admin && !self.is_ours(request) =>
+            {
+                text(
+                    StatusCode::FORBIDDEN,
+                    "This address is read by IP address, as localhost or by the machine's own name, and by no other name.\n",
+                )
+            }
             "/status" if reads => self.status(),
             "/metrics" if reads => self.metrics(request.headers()),
             "/healthz" if reads => self.health(),
@@ -151,6 +180,16 @@ impl Control {
                 ),
             },
         }
+    }
+
+    /// Whether the reader named this machine. A name that somebody else's DNS resolves to our address
+    /// lets that somebody's web page read us with its visitor's browser.
+    fn is_ours(&self, request: &Request<Incoming>) -> bool {
+        let hosts = request.headers().get_all(HOST).iter();
+        let mut hosts = hosts.map(|host| host.to_str().unwrap_or("?"));
+        let target = request.uri().authority().map(Authority::as_str);
+        hosts.all(|host| names_us(host, &self.machine))
+            && target.is_none_or(|host| names_us(host, &self.machine))
     }
 
     fn status(&self) -> Response<Full<Bytes>> {
@@ -202,7 +241,7 @@ impl Control {
 
     async fn reload(&self) -> Response<Full<Bytes>> {
         let (give, take) = oneshot::channel();
-        if self.reload.send(give).await.is_err() {
+        if self.broker.stopping.load(Ordering::Relaxed) || self.reload.send(give).await.is_err() {
             return text(StatusCode::SERVICE_UNAVAILABLE, "The daemon is stopping.\n");
         }
         match take.await {
@@ -216,9 +255,19 @@ impl Control {
     }
 }
 
+/// Is this `Host` (with or without port) an IP address, `localhost` or the machine's name?
+fn names_us(host: &str, machine: &str) -> bool {
+    let Ok(authority) = host.parse::<Authority>() else { return false };
+    let name = authority.host().trim_end_matches('.');
+    let ip = name.trim_start_matches('[').trim_end_matches(']');
+    ip.parse::<IpAddr>().is_ok()
+        || name.eq_ignore_ascii_case("localhost")
+        || (!machine.is_empty() && name.eq_ignore_ascii_case(machine))
+}
+
 /// Out of file descriptors, most likely: a moment's pause instead of a busy loop.
-async fn pause(door: &str, error: &std::io::Error) {
-    tracing::warn!(%error, door, "cannot accept; trying again");
+async fn pause(door: Door, error: &io::Error) {
+    tracing::warn!(%error, ?door, "cannot accept; trying again");
     tokio::time::sleep(Duration::from_millis(200)).await;
 }
 
@@ -237,4 +286,111 @@ fn typed(status: StatusCode, media: &'static str, body: Vec<u8>) -> Response<Ful
     *response.status_mut() = status;
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(media));
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        admit::Admission,
+        config,
+        pipeline::{Live, auth::Keys, count::Counters},
+    };
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex},
+        time::Instant,
+    };
+
+    const SETTINGS: &str = "[[tenants]]\nname = \"a\"\nkeys_sha256 = [\"50d858e0985ecc7f60418aaf0cc5ab587f42c2570a884095a9e8ccacd0f6545c\"]\n";
+
+    fn control() -> (Arc<Control>, mpsc::Receiver<ReloadWish>) {
+        let settings = config::parse_text("test", SETTINGS).unwrap().settings;
+        let keys = Keys::new(&settings.tenants);
+        let admission = Admission::new(&settings.tenants, None, Instant::now());
+        let broker = Broker::new(Live { settings, keys, admission, counters: Counters::default() });
+        let (reload, reloads) = mpsc::channel(1);
+        let (_, gpus) = watch::channel(Arc::new(GpuPlane::Off));
+        let addresses = Addresses { data: "-".into(), admin: "-".into() };
+        (Control::new(broker, gpus, addresses, reload), reloads)
+    }
+
+    /// Everything that comes back, and how long that took.
+    async fn exchange(control: &Arc<Control>, door: Door, request: &str) -> (String, Duration) {
+        let (mut ours, theirs): (DuplexStream, DuplexStream) = duplex(64 << 10);
+        let begun = Instant::now();
+        ours.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        let (_, read) = tokio::join!(
+            Arc::clone(control).connection(theirs, door),
+            ours.read_to_string(&mut answer)
+        );
+        read.unwrap();
+        (answer, begun.elapsed())
+    }
+
+    #[test]
+    fn only_addresses_localhost_and_the_machine_are_us() {
+        for host in [
+            "127.0.0.1:8485",
+            "10.1.2.3",
+            "[::1]:8485",
+            "[fd00::2]",
+            "localhost:1",
+            "GPU-3",
+            "gpu-3.:8485",
+        ] {
+            assert!(names_us(host, "gpu-3"), "{host}");
+        }
+        for host in
+            ["evil.example", "gpu-3.evil.example:8485", "127.0.0.1.evil.example", "", "?", "[::1"]
+        {
+            assert!(!names_us(host, "gpu-3"), "{host}");
+        }
+        assert!(!names_us("gpu-3", ""), "a machine without a name has none");
+    }
+
+    // A web page whose name was rebound to our address read the status with its visitor's browser.
+    #[tokio::test(start_paused = true)]
+    async fn the_admin_door_answers_to_no_strange_name() {
+        let (control, _reloads) = control();
+        for path in ["/status", "/metrics", "/healthz"] {
+            let ask = |host: &str| format!("GET {path} HTTP/1.1\r\nHost: {host}\r\n\r\n");
+            let (answer, _) = exchange(&control, Door::Admin, &ask("evil.example:8485")).await;
+            assert!(answer.starts_with("HTTP/1.1 403") && answer.contains("localhost"), "{answer}");
+            let (answer, _) = exchange(&control, Door::Admin, &ask("127.0.0.1:8485")).await;
+            assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+            let (answer, _) = exchange(&control, Door::Socket, &ask("berthd")).await;
+            assert!(answer.starts_with("HTTP/1.1 200"), "the file system guards it: {answer}");
+        }
+    }
+
+    // Eight readers that sent nothing held the door for half a minute.
+    #[tokio::test(start_paused = true)]
+    async fn a_reader_that_dawdles_is_sent_away_soon() {
+        let (control, _reloads) = control();
+        for (door, sent) in [(Door::Admin, "GET /status HTTP/1.1\r\n"), (Door::Socket, "")] {
+            let (answer, took) = exchange(&control, door, sent).await;
+            assert!(answer.is_empty(), "{answer}");
+            assert_eq!(took.as_secs(), READER_LIMIT.as_secs());
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_reload_may_take_longer_but_a_stopping_daemon_says_so_at_once() {
+        const RELOAD: &str = "POST /reload HTTP/1.1\r\nHost: berthd\r\n\r\n";
+        let (control, mut reloads) = control();
+        let reloading = async {
+            let wish = reloads.recv().await.unwrap();
+            tokio::time::sleep(Duration::from_secs(20)).await;
+            wish.send(Ok("Reloaded.".into())).unwrap();
+        };
+        let (told, ()) = tokio::join!(exchange(&control, Door::Socket, RELOAD), reloading);
+        assert!(told.0.starts_with("HTTP/1.1 200") && told.0.contains("Reloaded."), "{}", told.0);
+
+        // Nobody takes wishes while the daemon drains.
+        control.broker.stopping.store(true, Ordering::Relaxed);
+        let (answer, took) = exchange(&control, Door::Socket, RELOAD).await;
+        assert!(answer.starts_with("HTTP/1.1 503") && answer.contains("stopping"), "{answer}");
+        assert_eq!(took, Duration::ZERO);
+    }
 }

@@ -8,8 +8,9 @@ use crate::{
     units::Tokens,
 };
 use prometheus_client::{
-    encoding::{EncodeLabelSet, text::encode},
+    encoding::{EncodeLabelSet, EncodeMetric, MetricEncoder, text::encode},
     metrics::{
+        MetricType,
         counter::Counter,
         family::{Family, MetricConstructor},
         gauge::Gauge,
@@ -20,10 +21,16 @@ use prometheus_client::{
 };
 use std::{
     collections::{BTreeMap, HashMap},
-    sync::atomic::{AtomicI64, AtomicU64},
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicI64, AtomicU64},
+    },
     time::Duration,
 };
 use tokio::time::Instant;
+
+#[cfg(test)]
+mod tests;
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct RequestLabels {
@@ -77,6 +84,29 @@ struct GpuLabels {
 type FloatGauge = Gauge<f64, AtomicU64>;
 type IntGauge = Gauge<i64, AtomicI64>;
 
+/// A gauge without labels that is absent from the page while it holds no number: a 0 would say that
+/// something was read just now.
+#[derive(Clone, Debug)]
+struct Perhaps(FloatGauge);
+
+impl Perhaps {
+    fn absent() -> Self {
+        let gauge = Self(FloatGauge::default());
+        gauge.0.set(f64::NAN);
+        gauge
+    }
+}
+
+impl EncodeMetric for Perhaps {
+    fn encode(&self, encoder: MetricEncoder<'_>) -> Result<(), std::fmt::Error> {
+        if self.0.get().is_nan() { Ok(()) } else { self.0.encode(encoder) }
+    }
+
+    fn metric_type(&self) -> MetricType {
+        MetricType::Gauge
+    }
+}
+
 /// Makes histograms with fixed bounds.
 #[derive(Clone, Debug)]
 struct Bounds(&'static [f64]);
@@ -106,6 +136,9 @@ const WHOLE_BOUNDS: &[f64] =
 #[derive(Debug)]
 pub struct Metrics {
     registry: Registry,
+    /// Held while a page is made: gauges are cleared and set anew for each, and two readers at once
+    /// would find each other's half-made pages.
+    page: Mutex<()>,
     started: Instant,
     uptime: FloatGauge,
     requests: Family<RequestLabels, Counter>,
@@ -136,7 +169,7 @@ pub struct Metrics {
     gpu_power: Family<GpuLabels, FloatGauge>,
     gpu_temperature: Family<GpuLabels, FloatGauge>,
     gpu_processes: Family<GpuLabels, IntGauge>,
-    gpu_age: FloatGauge,
+    gpu_age: Perhaps,
 }
 
 impl Default for Metrics {
@@ -179,7 +212,7 @@ impl Metrics {
         r.register("requests_running", "Requests placed on servers now", running.clone());
         let connections = IntGauge::default();
         r.register("connections", "Callers' connections now", connections.clone());
-        let gpu_age = FloatGauge::default();
+        let gpu_age = Perhaps::absent();
         r.register_with_unit(
             "gpu_readings_age",
             "Age of the newest GPU readings",
@@ -187,6 +220,7 @@ impl Metrics {
             gpu_age.clone(),
         );
         Self {
+            page: Mutex::new(()),
             started: Instant::now(),
             requests: family!(r, "requests", "Requests ended, by outcome class and reason"),
             queue_depth: family!(r, "queue_depth", "Requests waiting for a turn"),
@@ -343,6 +377,7 @@ impl Metrics {
         servers: &[ServerView],
         gpus: &GpuPlane,
     ) -> String {
+        let _alone = self.page.lock().unwrap_or_else(PoisonError::into_inner);
         self.uptime.set(self.started.elapsed().as_secs_f64());
         for (tier, count) in waiting {
             let labels = TierLabel { tier: tier.as_str() };
@@ -404,8 +439,9 @@ impl Metrics {
         for family in [&self.gpu_utilisation, &self.gpu_power, &self.gpu_temperature] {
             family.clear();
         }
+        self.gpu_age.0.set(f64::NAN);
         let GpuPlane::Driver(driver) = plane else { return };
-        self.gpu_age.set(driver.read_at.elapsed().as_secs_f64());
+        self.gpu_age.0.set(driver.read_at.elapsed().as_secs_f64());
         for gpu in &driver.gpus {
             let labels =
                 GpuLabels { gpu: gpu.id.to_string(), index: gpu.index, name: gpu.name.clone() };

@@ -1,6 +1,7 @@
 //! The status report: everything an operator asks first, as one JSON value with stable names.
 
 use crate::{
+    error::{Class, Reason},
     ids::{ModelName, RequestId, ServerId, TenantId, Tier},
     ledger::Total,
     pipeline::{Broker, dispatch::ServerView},
@@ -171,8 +172,10 @@ pub struct Refused {
     pub model: Option<ModelName>,
     /// Why.
     pub reason: &'static str,
-    /// What the caller was told.
-    pub message: String,
+    /// What the caller was told, where the node or a server was at fault. Of the callers' own mistakes
+    /// only the reason: the text may quote what they sent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub message: Option<String>,
 }
 
 /// Makes the report from what is known now.
@@ -224,10 +227,15 @@ pub fn status(broker: &Broker, gpus: &GpuPlane, addresses: &Addresses) -> Status
                 tenant: refusal.tenant,
                 model: refusal.model,
                 reason: refusal.reason.as_str(),
-                message: refusal.message,
+                message: tells(refusal.reason).then_some(refusal.message),
             })
             .collect(),
     }
+}
+
+/// Whether operators, and whoever reads the admin address without a key, see the text of such a refusal.
+const fn tells(reason: Reason) -> bool {
+    matches!(reason.class(), Class::Shed | Class::Failed)
 }
 
 fn server(view: ServerView) -> Server {

@@ -1,6 +1,7 @@
 //! Assembly: builds the daemon in floor order, keeps its tasks, reloads it, drains it.
 
 mod doors;
+mod found;
 mod heart;
 mod make;
 mod parts;
@@ -15,8 +16,9 @@ use crate::{
     systemd::{Listeners, Notifier},
 };
 use doors::{Doors, bind, bind_socket};
+use found::discoveries;
 use heart::Heart;
-use parts::{Parts, discoveries};
+use parts::Parts;
 use std::{
     collections::HashMap, future::Future, io, net::SocketAddr, path::PathBuf, sync::Arc,
     time::Duration,
@@ -191,9 +193,14 @@ impl Daemon {
                     let result = heart.during(parts.reload()).await;
                     // Whoever asked may have left.
                     let _ = wish.send(result);
+                    // The look under way began by the old rules, if it was to begin at all.
+                    found.set(discoveries(&parts, Duration::ZERO));
                 }
-                // The outcome is logged; there is nobody to tell.
-                Some(()) = hangups.recv() => drop(heart.during(parts.reload()).await),
+                Some(()) = hangups.recv() => {
+                    // The outcome is logged; there is nobody to tell.
+                    drop(heart.during(parts.reload()).await);
+                    found.set(discoveries(&parts, Duration::ZERO));
+                }
                 servers = &mut found => {
                     parts.adopt(servers);
                     found.set(discoveries(&parts, DISCOVER_EVERY));
@@ -208,6 +215,8 @@ impl Daemon {
         if let Some(part) = fault {
             tracing::error!(part, "a part of the daemon ended by a fault; stopping");
         }
+        // Who still wants a reload hears at once that it is too late.
+        drop(reloads);
         heart.during(parts.drain(&stopping, &mut callers)).await;
         inner.shutdown().await;
         // A driver call that hangs must not keep the daemon from ending.

@@ -1,29 +1,25 @@
 //! What lives on while the daemon serves: the watched servers, and how they join, change and leave.
 
-use super::make::{client_limits, live, make};
+use super::found::{self, Offer};
+use super::make::{live, make};
 use super::{Reread, StartError};
 use crate::{
     config::{self, Place, Settings},
-    ids::ServerId,
+    ids::{ModelName, ServerId},
     pipeline::Broker,
-    servers::{ModelServer, discover, probe, remote::Remote},
+    servers::{ModelServer, probe},
     snapshot::{ServedModel, ServerState},
     systemd::Notifier,
 };
 use std::{
     collections::HashMap,
-    future::Future,
     sync::{Arc, atomic::Ordering},
-    time::Duration,
 };
 use tokio::{
     sync::{Notify, watch},
     task::JoinSet,
     time::Instant,
 };
-
-/// Time for one look at the default ports.
-const DISCOVER_LIMIT: Duration = Duration::from_secs(2);
 
 /// What lives on while the daemon serves.
 pub(super) struct Parts {
@@ -36,8 +32,15 @@ pub(super) struct Parts {
 
 /// One server's watcher; dropping it ends the watching.
 pub(super) struct Watched {
-    /// As configured; `None` for a discovered one.
-    config: Option<config::Server>,
+    /// As configured, or as discovery made it up.
+    pub(super) config: config::Server,
+    /// Found on a default port: nobody configured it.
+    pub(super) found: bool,
+    /// When it was first watched; stands in for the last answer of one that never gave any.
+    pub(super) since: Instant,
+    /// What it said last, whole.
+    pub(super) readings: watch::Receiver<Arc<ServerState>>,
+    server: Arc<dyn ModelServer>,
     /// Turns true after the first look.
     seen: watch::Receiver<bool>,
     _task: JoinSet<()>,
@@ -68,7 +71,7 @@ impl Parts {
     pub(super) async fn add(&mut self, config: config::Server) -> Result<(), StartError> {
         let live = self.broker.live.load_full();
         let server = make(&config, &live.settings).await?;
-        self.watch(server, &live.settings.probe, Some(config));
+        self.watch(server, &live.settings.probe, config, false);
         Ok(())
     }
 
@@ -76,61 +79,42 @@ impl Parts {
         &mut self,
         server: Arc<dyn ModelServer>,
         rules: &config::Probe,
-        config: Option<config::Server>,
+        config: config::Server,
+        found: bool,
     ) {
         let id = server.id().clone();
         let nudge = Arc::new(Notify::new());
-        let first = unseen(&*server, config.as_ref());
+        let first = unseen(&*server, &config);
         let (publish, mut readings) = watch::channel(Arc::new(first.clone()));
         let (saw, seen) = watch::channel(false);
         self.broker.dispatch.join(Arc::clone(&server), Arc::clone(&nudge), first);
         let dispatch = Arc::clone(&self.broker.dispatch);
+        let mut offer = found.then(|| Offer::new(&self.broker));
         let rules = rules.clone();
+        let (kept, since) = (readings.clone(), Instant::now());
         let mut task = JoinSet::new();
+        let asked = Arc::clone(&server);
         task.spawn(async move {
             let forward = async {
                 while readings.changed().await.is_ok() {
                     let reading = Arc::clone(&readings.borrow_and_update());
-                    dispatch.observe(&reading);
+                    match &mut offer {
+                        Some(offer) => dispatch.observe(&offer.of(&reading)),
+                        None => dispatch.observe(&reading),
+                    }
                     saw.send_replace(true);
                 }
             };
-            tokio::join!(probe::watch(server, rules, publish, nudge), forward);
+            tokio::join!(probe::watch(asked, rules, publish, nudge), forward);
         });
-        self.watched.insert(id, Watched { config, seen, _task: task });
+        let watched = Watched { config, found, since, readings: kept, server, seen, _task: task };
+        self.watched.insert(id, watched);
     }
 
-    /// Discovered servers join, unless they are known by now.
-    pub(super) fn adopt(&mut self, found: Vec<discover::Found>) {
-        let live = self.broker.live.load_full();
-        for server in found {
-            let known = self.watched.values().filter_map(|watched| watched.config.as_ref());
-            if known.into_iter().any(|config| place_is(&config.place, server.port)) {
-                continue;
-            }
-            let config = config::Server {
-                name: format!("{}-{}", server.kind.as_str(), server.port).into(),
-                kind: server.kind,
-                place: Place::Http {
-                    host: server.host.clone(),
-                    port: server.port,
-                    prefix: String::new(),
-                },
-                api_key: None,
-                models: Vec::new(),
-                kv_tokens: None,
-                max_running: None,
-            };
-            if self.watched.contains_key(&config.name) {
-                continue;
-            }
-            let limits = client_limits(&live.settings);
-            let Some(remote) = Remote::new(&config, live.settings.probe.limit, limits) else {
-                continue;
-            };
-            tracing::info!(server = config.name.as_str(), "found a model server");
-            self.watch(Arc::new(remote), &live.settings.probe, None);
-        }
+    /// A server leaves: nothing new goes there, what runs may finish.
+    pub(super) fn leave(&mut self, id: &ServerId) {
+        self.watched.remove(id);
+        self.broker.dispatch.leave(id);
     }
 
     /// Reads the configuration again. All of it takes effect, or nothing.
@@ -150,42 +134,41 @@ impl Parts {
     pub(super) async fn try_reload(&mut self) -> Result<String, String> {
         let settings = (self.reread)()?;
         let before = self.broker.live.load_full();
+        let rules_same =
+            settings.probe == before.settings.probe && settings.relay == before.settings.relay;
         let mut made = Vec::new();
-        let mut kept = 0;
+        let (mut kept, mut changed) = (0, 0);
         for config in &settings.servers {
-            let same = self.watched.get(&config.name).is_some_and(|watched| {
-                watched.config.as_ref() == Some(config)
-                    && settings.probe == before.settings.probe
-                    && settings.relay == before.settings.relay
-            });
-            if same {
-                kept += 1;
-            } else {
-                let server = make(config, &settings).await.map_err(|error| error.to_string())?;
-                made.push((server, config.clone()));
+            let known = self.watched.get(&config.name);
+            let known = known.filter(|watched| !watched.found && watched.config == *config);
+            match known {
+                Some(_) if rules_same => kept += 1,
+                // A model in this process has no connection: it is watched by the new rules, and not
+                // loaded a second time beside itself.
+                Some(watched) if matches!(config.place, Place::Folder(_)) => {
+                    kept += 1;
+                    made.push((Arc::clone(&watched.server), config.clone()));
+                }
+                _ => {
+                    changed += 1;
+                    let server =
+                        make(config, &settings).await.map_err(|error| error.to_string())?;
+                    made.push((server, config.clone()));
+                }
             }
         }
         let next = live(settings, Some(&before)).await.map_err(|error| error.to_string())?;
         // From here on nothing fails.
         let needs_restart = restart_keys(&before.settings, &next.settings);
-        let names: Vec<ServerId> =
-            next.settings.servers.iter().map(|server| server.name.clone()).collect();
-        let probe = next.settings.probe.clone();
+        let (probe, servers) = (next.settings.probe.clone(), next.settings.servers.clone());
         self.broker.dispatch.reconfigure(&next.settings);
         self.broker.live.store(Arc::new(next));
-        let gone: Vec<ServerId> = self
-            .watched
-            .iter()
-            .filter(|(id, watched)| watched.config.is_some() && !names.contains(id))
-            .map(|(id, _)| id.clone())
-            .collect();
+        let gone = self.gone(&servers, probe.discover);
         for id in &gone {
-            self.watched.remove(id);
-            self.broker.dispatch.leave(id);
+            self.leave(id);
         }
-        let changed = made.len();
         for (server, config) in made {
-            self.watch(server, &probe, Some(config));
+            self.watch(server, &probe, config, false);
         }
         let mut what = format!(
             "Reloaded: {kept} servers kept, {changed} new or changed, {} removed.",
@@ -195,6 +178,21 @@ impl Parts {
             what.push_str(&format!(" Needs a restart: {}.", needs_restart.join(", ")));
         }
         Ok(what)
+    }
+
+    /// The servers for which there is no place any more: those no longer configured, and found ones that
+    /// are configured by now, or that nobody looks for any more.
+    fn gone(&self, servers: &[config::Server], discover: bool) -> Vec<ServerId> {
+        let stays = |id: &ServerId, watched: &Watched| {
+            if servers.iter().any(|server| server.name == *id) {
+                return true;
+            }
+            let at = found::local_port(&watched.config.place);
+            let configured = || servers.iter().any(|one| found::local_port(&one.place) == at);
+            watched.found && discover && !configured()
+        };
+        let gone = self.watched.iter().filter(|(id, watched)| !stays(id, watched));
+        gone.map(|(id, _)| id.clone()).collect()
     }
 
     /// Refuses new work, lets running work finish up to the limit, then ends the rest.
@@ -225,41 +223,17 @@ impl Parts {
     }
 }
 
-/// Looks for servers after a pause; never resolves when switched off.
-pub(super) fn discoveries(
-    parts: &Parts,
-    pause: Duration,
-) -> impl Future<Output = Vec<discover::Found>> + use<> {
-    let live = parts.broker.live.load_full();
-    let on = live.settings.probe.discover;
-    let mut known = parts.own_ports.clone();
-    for watched in parts.watched.values() {
-        if let Some(config::Server { place: Place::Http { port, .. }, .. }) = &watched.config {
-            known.push(*port);
-        }
-    }
-    async move {
-        if !on {
-            return std::future::pending().await;
-        }
-        tokio::time::sleep(pause).await;
-        discover::discover(DISCOVER_LIMIT, &known).await
-    }
-}
-
 /// What is known of a server before it is looked at: the models that the configuration names.
-fn unseen(server: &dyn ModelServer, config: Option<&config::Server>) -> ServerState {
+fn unseen(server: &dyn ModelServer, config: &config::Server) -> ServerState {
     let mut state = ServerState::unknown(server.id().clone(), server.kind());
-    let named = config.into_iter().flat_map(|config| {
-        let own = config::embedded_model(config).filter(|_| config.models.is_empty());
-        config.models.iter().cloned().chain(own)
-    });
-    state.models = named.map(|name| ServedModel { name, context_window: None }).collect();
+    state.models = named(config).map(|name| ServedModel { name, context_window: None }).collect();
     state
 }
 
-fn place_is(place: &Place, wanted: u16) -> bool {
-    matches!(place, Place::Http { port, .. } if *port == wanted)
+/// The models that the configuration of a server names.
+pub(super) fn named(config: &config::Server) -> impl Iterator<Item = ModelName> {
+    let own = config::embedded_model(config).filter(|_| config.models.is_empty());
+    config.models.iter().cloned().chain(own)
 }
 
 /// Settings that only take effect at start.

@@ -169,14 +169,17 @@ impl Record {
 
     /// The request ended early.
     pub fn refused(mut self, refusal: &Refusal) {
-        self.books.recent.push(RecentRefusal {
-            at: Instant::now(),
-            id: self.id.clone(),
-            tenant: self.tenant.clone(),
-            model: self.model.clone(),
-            reason: refusal.reason,
-            message: refusal.message.chars().take(MESSAGE_MAX).collect(),
-        });
+        // Strangers must not push what operators look for out of the ring.
+        if self.tenant.is_some() {
+            self.books.recent.push(RecentRefusal {
+                at: Instant::now(),
+                id: self.id.clone(),
+                tenant: self.tenant.clone(),
+                model: self.model.clone(),
+                reason: refusal.reason,
+                message: refusal.message.chars().take(MESSAGE_MAX).collect(),
+            });
+        }
         self.write(refusal.reason.class(), Some(refusal.reason), None);
     }
 

@@ -1,0 +1,336 @@
+//! Servers that nobody configured: looking for them, taking them in, letting them go, and what they
+//! may offer.
+//!
+//! Anybody who may open a port on this host can be found. So a found server never offers what the
+//! configuration already gives to another: a stranger would read tenants' prompts, or shrink a window.
+
+use super::make::client_limits;
+use super::parts::{Parts, Watched, named};
+use crate::{
+    config::{self, Place},
+    ids::{ModelName, ServerId},
+    pipeline::Broker,
+    servers::{discover, remote::Remote},
+    snapshot::{Health, ServerKind, ServerState},
+};
+use std::{collections::HashSet, future::Future, net::IpAddr, sync::Arc, time::Duration};
+use tokio::time::Instant;
+
+/// Time for one look at the default ports.
+const DISCOVER_LIMIT: Duration = Duration::from_secs(2);
+
+/// A found server that is down this long is gone: longer than a restart with a large model takes.
+const GONE_AFTER: Duration = Duration::from_secs(600);
+
+/// Names of models in one warning.
+const TOLD_MAX: usize = 8;
+
+/// What a found server may offer.
+pub(super) struct Offer {
+    broker: Arc<Broker>,
+    warned: bool,
+}
+
+impl Parts {
+    /// Discovered servers join, unless they are known by now; those long down leave.
+    pub(super) fn adopt(&mut self, found: Vec<discover::Found>) {
+        let now = Instant::now();
+        let gone = |watched: &&Watched| watched.found && long_down(watched, now);
+        let gone: Vec<ServerId> =
+            self.watched.values().filter(gone).map(|watched| watched.config.name.clone()).collect();
+        for id in &gone {
+            tracing::info!(server = id.as_str(), "a found server stayed down and is forgotten");
+            self.leave(id);
+        }
+        for server in found {
+            self.adopt_one(&server);
+        }
+    }
+
+    fn adopt_one(&mut self, server: &discover::Found) {
+        let config = configured(server);
+        let at = local_port(&config.place);
+        let there = self.watched.values().find(|watched| local_port(&watched.config.place) == at);
+        let before = match there {
+            // Configured, or found before.
+            Some(watched) if !watched.found || watched.config.kind == server.kind => return,
+            // A page that came late makes any server look like a plain one; one that answers as what it
+            // was taken for stays that.
+            Some(watched) if server.kind == ServerKind::OpenAi && !is_down(watched) => return,
+            Some(watched) => Some(watched.config.name.clone()),
+            None => None,
+        };
+        // One process is one server, else its room would count twice.
+        if let Some(before) = before {
+            self.leave(&before);
+        }
+        if self.watched.contains_key(&config.name) {
+            return;
+        }
+        let live = self.broker.live.load_full();
+        let limits = client_limits(&live.settings);
+        let Some(remote) = Remote::new(&config, live.settings.probe.limit, limits) else { return };
+        tracing::info!(server = config.name.as_str(), "found a model server");
+        self.watch(Arc::new(remote), &live.settings.probe, config, true);
+    }
+}
+
+/// Looks for servers after a pause; never resolves when switched off.
+pub(super) fn discoveries(
+    parts: &Parts,
+    pause: Duration,
+) -> impl Future<Output = Vec<discover::Found>> + use<> {
+    let on = parts.discovers();
+    let mut known = parts.own_ports.clone();
+    let configured = parts.watched.values().filter(|watched| !watched.found);
+    known.extend(configured.filter_map(|watched| local_port(&watched.config.place)));
+    async move {
+        if !on {
+            return std::future::pending().await;
+        }
+        tokio::time::sleep(pause).await;
+        discover::discover(DISCOVER_LIMIT, &known).await
+    }
+}
+
+/// The port of a server that listens on this host's loopback; only there is looked.
+pub(super) fn local_port(place: &Place) -> Option<u16> {
+    let Place::Http { host, port, .. } = place else { return None };
+    let ip = host.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>();
+    let local = match ip {
+        // To connect to no address in particular leads to loopback, too.
+        Ok(ip) => ip.to_canonical().is_loopback() || ip.is_unspecified(),
+        Err(_) => host.trim_end_matches('.').eq_ignore_ascii_case("localhost"),
+    };
+    local.then_some(*port)
+}
+
+/// The entry that an operator would have written.
+fn configured(server: &discover::Found) -> config::Server {
+    config::Server {
+        name: format!("{}-{}", server.kind.as_str(), server.port).into(),
+        kind: server.kind,
+        place: Place::Http { host: server.host.clone(), port: server.port, prefix: String::new() },
+        api_key: None,
+        models: Vec::new(),
+        kv_tokens: None,
+        max_running: None,
+    }
+}
+
+fn is_down(watched: &Watched) -> bool {
+    matches!(watched.readings.borrow().health, Health::Down(_))
+}
+
+fn long_down(watched: &Watched, now: Instant) -> bool {
+    let answered = watched.readings.borrow().read_at.unwrap_or(watched.since);
+    is_down(watched) && now.duration_since(answered) >= GONE_AFTER
+}
+
+// === impl Offer ===
+
+impl Offer {
+    pub(super) fn new(broker: &Arc<Broker>) -> Self {
+        Self { broker: Arc::clone(broker), warned: false }
+    }
+
+    /// A reading without the models that are not this server's to offer.
+    pub(super) fn of(&mut self, reading: &ServerState) -> ServerState {
+        let taken = taken(&self.broker);
+        let (kept, dropped): (Vec<_>, Vec<_>) =
+            reading.models.iter().cloned().partition(|model| !taken.contains(&model.name));
+        if !dropped.is_empty() && !self.warned {
+            self.warned = true;
+            let names: Vec<&str> =
+                dropped.iter().take(TOLD_MAX).map(|model| model.name.as_str()).collect();
+            tracing::warn!(
+                server = reading.id.as_str(),
+                models = ?names,
+                "a found server lists models that the configuration gives to others; it gets no requests for them"
+            );
+        }
+        ServerState { models: kept, ..reading.clone() }
+    }
+}
+
+/// Every model name that the configuration speaks of, and every one that a configured server lists.
+fn taken(broker: &Broker) -> HashSet<ModelName> {
+    let live = broker.live.load();
+    let settings = &live.settings;
+    let mut taken: HashSet<ModelName> = settings.servers.iter().flat_map(named).collect();
+    for model in &settings.models {
+        taken.insert(model.name.clone());
+        taken.extend(model.aliases.iter().cloned());
+    }
+    let ours: HashSet<&ServerId> = settings.servers.iter().map(|server| &server.name).collect();
+    for view in broker.dispatch.servers() {
+        if ours.contains(&view.state.id) {
+            taken.extend(view.state.models.into_iter().map(|model| model.name));
+        }
+    }
+    taken
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{daemon::make, servers::ModelServer, snapshot::ServedModel, systemd::Notifier};
+    use config::Settings;
+    use std::{collections::HashMap, path::PathBuf};
+
+    fn settings(rows: &str) -> Settings {
+        let text = format!(
+            "[[tenants]]\nname = \"a\"\nkeys_sha256 = [\"50d858e0985ecc7f60418aaf0cc5ab587f42c2570a884095a9e8ccacd0f6545c\"]\n{rows}"
+        );
+        config::parse_text("berthd.toml", &text).unwrap().settings
+    }
+
+    /// A daemon's inside without a server; its next reload reads `after`.
+    async fn parts(before: Settings, after: Settings) -> Parts {
+        let live = make::live(before, None).await.unwrap();
+        Parts {
+            broker: Broker::new(live),
+            watched: HashMap::new(),
+            notifier: Notifier::default(),
+            reread: Box::new(move || Ok(after.clone())),
+            own_ports: Vec::new(),
+        }
+    }
+
+    fn seen(kind: ServerKind) -> Vec<discover::Found> {
+        let host = "127.0.0.1".to_owned();
+        // Nothing listens on port 1: whoever asks there finds the server down.
+        vec![discover::Found { kind, host, port: 1, models: Vec::new(), version: None }]
+    }
+
+    fn names(parts: &Parts) -> Vec<String> {
+        let views = parts.broker.dispatch.servers();
+        assert_eq!(views.len(), parts.watched.len(), "watched and dispatched are the same servers");
+        views.iter().map(|view| view.state.id.to_string()).collect()
+    }
+
+    fn server(name: &str, url: &str) -> String {
+        format!("[[servers]]\nname = \"{name}\"\nkind = \"vllm\"\nurl = \"{url}\"\n")
+    }
+
+    #[test]
+    fn only_loopback_ports_are_where_discovery_looks() {
+        let port = |host: &str| {
+            local_port(&Place::Http { host: host.to_owned(), port: 8000, prefix: String::new() })
+        };
+        for host in ["127.0.0.1", "127.0.0.9", "localhost", "LocalHost", "[::1]", "0.0.0.0"] {
+            assert_eq!(port(host), Some(8000), "{host}");
+        }
+        for host in ["10.0.0.5", "gpu-3", "[fd00::1]", "localhost.example"] {
+            assert_eq!(port(host), None, "{host}");
+        }
+        assert_eq!(local_port(&Place::Folder(PathBuf::from("/m"))), None);
+    }
+
+    // Found once before its pages told the kind, and once after, one process had its room twice.
+    #[tokio::test(start_paused = true)]
+    async fn one_port_is_one_server_whatever_it_looks_like() {
+        let mut parts = parts(settings(""), settings("")).await;
+        parts.adopt(seen(ServerKind::OpenAi));
+        assert_eq!(names(&parts), ["openai-1"]);
+        parts.adopt(seen(ServerKind::Vllm));
+        parts.adopt(seen(ServerKind::Vllm));
+        assert_eq!(names(&parts), ["vllm-1"]);
+        parts.adopt(seen(ServerKind::OpenAi));
+        assert_eq!(names(&parts), ["vllm-1"], "a late page does not make it another");
+        tokio::time::sleep(Duration::from_secs(60)).await;
+        parts.adopt(seen(ServerKind::OpenAi));
+        assert_eq!(names(&parts), ["openai-1"], "but one that stopped answering was replaced");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_found_server_that_is_configured_later_leaves() {
+        let after = settings(&server("mine", "http://localhost:1"));
+        let mut parts = parts(settings(""), after).await;
+        parts.adopt(seen(ServerKind::Vllm));
+        parts.try_reload().await.unwrap();
+        assert_eq!(names(&parts), ["mine"]);
+        parts.adopt(seen(ServerKind::Vllm));
+        assert_eq!(names(&parts), ["mine"]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_configured_server_elsewhere_hides_no_local_one() {
+        let far = settings(&server("far", "http://10.0.0.5:1"));
+        let mut parts = parts(far.clone(), far.clone()).await;
+        for config in far.servers {
+            parts.add(config).await.unwrap();
+        }
+        parts.adopt(seen(ServerKind::Vllm));
+        assert_eq!(names(&parts), ["far", "vllm-1"]);
+        parts.try_reload().await.unwrap();
+        assert_eq!(names(&parts), ["far", "vllm-1"], "and a reload keeps both");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_found_server_that_stays_down_is_forgotten() {
+        let mut parts = parts(settings(""), settings("")).await;
+        parts.adopt(seen(ServerKind::Vllm));
+        tokio::time::sleep(GONE_AFTER.saturating_sub(Duration::from_secs(1))).await;
+        parts.adopt(Vec::new());
+        assert_eq!(names(&parts), ["vllm-1"]);
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        parts.adopt(Vec::new());
+        assert_eq!(names(&parts), [""; 0]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_reload_that_switches_discovery_off_lets_found_servers_go() {
+        let mut parts = parts(settings(""), settings("[probe]\ndiscover = false\n")).await;
+        parts.adopt(seen(ServerKind::Vllm));
+        parts.try_reload().await.unwrap();
+        assert_eq!(names(&parts), [""; 0]);
+    }
+
+    // Any process on the host may list any name; it got the prompts meant for the configured server.
+    #[tokio::test(start_paused = true)]
+    async fn a_found_server_offers_nothing_that_the_configuration_speaks_of() {
+        let rows = format!(
+            "{}models = [\"served\"]\n{}[[models]]\nname = \"known\"\naliases = [\"short\"]\n",
+            server("named", "http://10.0.0.5:1"),
+            server("lists", "http://10.0.0.6:1"),
+        );
+        let configured = settings(&rows);
+        let mut parts = parts(configured.clone(), configured.clone()).await;
+        for config in configured.servers {
+            parts.add(config).await.unwrap();
+        }
+        let model = |name: &str| ServedModel { name: name.into(), context_window: None };
+        let mut lists = ServerState::unknown("lists".into(), ServerKind::Vllm);
+        lists.models = vec![model("listed")];
+        parts.broker.dispatch.observe(&lists);
+
+        let mut stranger = ServerState::unknown("vllm-1".into(), ServerKind::Vllm);
+        stranger.models = ["served", "known", "short", "listed", "own"].map(model).to_vec();
+        let mut offer = Offer::new(&parts.broker);
+        assert_eq!(offer.of(&stranger).models, [model("own")]);
+        stranger.models = vec![model("listed")];
+        assert_eq!(offer.of(&stranger).models, []);
+    }
+
+    // A change of a timeout loaded every embedded model a second time, beside the first.
+    #[tokio::test(start_paused = true)]
+    async fn a_change_of_rules_loads_no_embedded_model_again() {
+        let http = settings(&server("inside", "http://127.0.0.1:1"));
+        let http = http.servers.first().unwrap();
+        // The folder does not exist: whoever tried to load it would fail.
+        let place = Place::Folder(PathBuf::from("/nonexistent"));
+        let folder = config::Server { kind: ServerKind::Embedded, place, ..http.clone() };
+        let mut after = settings("[relay]\nidle_limit_s = 7\n[probe]\nperiod_s = 0.5\n");
+        after.servers.push(folder.clone());
+        let mut parts = parts(settings(""), after).await;
+        let limits = client_limits(&parts.broker.live.load().settings);
+        let loaded: Arc<dyn ModelServer> =
+            Arc::new(Remote::new(http, DISCOVER_LIMIT, limits).unwrap());
+        let rules = parts.broker.live.load().settings.probe.clone();
+        parts.watch(loaded, &rules, folder, false);
+        let told = parts.try_reload().await.unwrap();
+        assert!(told.contains("1 servers kept, 0 new or changed, 0 removed"), "{told}");
+        assert_eq!(names(&parts), ["inside"]);
+    }
+}
