@@ -115,6 +115,7 @@ impl<'a> Request<'a> {
             _ => output_limit(&fields)?,
         };
         check_sampling(&fields, route)?;
+        outgoing::check_template_variables(&fields)?;
         if stream && route == Route::Embeddings {
             let text = "Embeddings cannot be streamed. Leave 'stream' out.";
             return Err(Refusal::new(Reason::OutOfRange, text).param("stream"));
