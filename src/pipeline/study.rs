@@ -24,8 +24,6 @@ use std::sync::Arc;
 
 /// Bodies up to this size are studied in place: it takes less than handing them over would.
 const INLINE_MAX: usize = 32 * 1024;
-/// Choices of one answer that are tracked: `n` times the prompts of a completions request.
-const CHOICES_MAX: usize = 16 * 1024;
 
 /// A request that is understood.
 #[derive(Debug)]
@@ -189,7 +187,8 @@ impl Studied {
             alias: self.alias,
             include_usage: self.include_usage,
             max_tokens: self.max_tokens,
-            choices: usize::try_from(self.answers).unwrap_or(usize::MAX).min(CHOICES_MAX),
+            // Bounded: `Request::parse` refuses more than `ANSWERS_MAX`.
+            choices: usize::try_from(self.answers).unwrap_or(usize::MAX),
             prompt: counted.tokens,
             exact: counted.source != Source::Estimate,
             counter: self.counter,
