@@ -208,6 +208,7 @@ mod tests {
                 alias: Some("mine".into()),
                 include_usage: false,
                 max_tokens: max_tokens.map(Tokens),
+                ceiling: None,
                 choices: 1,
                 prompt: Tokens(10),
                 exact: true,
