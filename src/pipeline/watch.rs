@@ -101,6 +101,9 @@ const TOOL_SLACK: u64 = 64;
 /// Raw JSON text up to this length counts as one token without asking a tokenizer: servers send one
 /// token an event, and few tokens are longer.
 const ONE_TOKEN_BYTES: usize = 18;
+/// Text above this is not given to a tokenizer: that is milliseconds of work, and every stream on the
+/// thread would wait.
+pub(super) const COUNTED_MAX_BYTES: usize = 64 * 1024;
 
 /// The end mark.
 const DONE: Bytes = Bytes::from_static(b"data: [DONE]\n\n");
@@ -408,17 +411,25 @@ fn output_of(choice: &Choice<'_>, counter: Option<&Counter>) -> (Tokens, u64) {
     if bytes <= ONE_TOKEN_BYTES {
         return (Tokens(1), bytes as u64);
     }
-    let mut tokens = Tokens::ZERO;
-    for part in choice.parts() {
-        let counted = match serde_json::from_str::<String>(part.get()) {
-            Ok(text) => counter
-                .and_then(|counter| counter.output(&text))
-                .unwrap_or_else(|| Tokens(fewest(&text))),
-            Err(_) => Tokens((part.get().len() as u64).div_ceil(6)),
-        };
-        tokens = tokens.plus(counted);
-    }
+    let tokens = choice.parts().fold(Tokens::ZERO, |sum, part| sum.plus(tokens_of(part, counter)));
     (tokens.max(Tokens(1)), bytes as u64)
+}
+
+/// Tokens of one part of an answer: by the model's tokenizer where it is here and the text is not too
+/// long for these threads, else the [`fewest`] that it can have. Tool calls stay JSON, six bytes a token.
+pub(super) fn tokens_of(part: &RawValue, counter: Option<&Counter>) -> Tokens {
+    let Ok(text) = serde_json::from_str::<Cow<'_, str>>(part.get()) else {
+        return Tokens((part.get().len() as u64).div_ceil(6));
+    };
+    count_text(&text, counter)
+}
+
+/// Tokens of a text of an answer, as [`tokens_of`].
+pub(super) fn count_text(text: &str, counter: Option<&Counter>) -> Tokens {
+    counter
+        .filter(|_| text.len() <= COUNTED_MAX_BYTES)
+        .and_then(|counter| counter.output(text))
+        .unwrap_or_else(|| Tokens(fewest(text)))
 }
 
 /// The fewest tokens that a text is likely to have: one for every six bytes, and a run of white space,
