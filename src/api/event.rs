@@ -3,6 +3,7 @@
 use bytes::{Bytes, BytesMut};
 use serde::Deserialize;
 use serde_json::value::RawValue;
+use std::borrow::Cow;
 
 /// The parts of a stream chunk or a whole answer that the relay acts on. Everything else passes unseen.
 #[derive(Debug, Deserialize)]
@@ -165,7 +166,7 @@ fn place(whole: &[u8], part: &RawValue) -> Option<std::ops::Range<usize>> {
 }
 
 /// `whole` with some of the values inside it replaced. Everything else keeps its bytes.
-pub fn splice(whole: &Bytes, changes: &[(&RawValue, &str)]) -> Bytes {
+pub fn splice(whole: &[u8], changes: &[(&RawValue, &str)]) -> Bytes {
     let mut ranges: Vec<_> =
         changes.iter().filter_map(|(old, new)| place(whole, old).map(|at| (at, *new))).collect();
     ranges.sort_by_key(|(at, _)| at.start);
@@ -179,6 +180,25 @@ pub fn splice(whole: &Bytes, changes: &[(&RawValue, &str)]) -> Bytes {
         }
     }
     out.extend_from_slice(whole.get(from..).unwrap_or_default());
+    out.freeze()
+}
+
+/// An event with some of the values in its data replaced. `data` is the event's own, and the values are
+/// borrowed from it. Data that came in several lines comes out in one: its values stand nowhere in the
+/// event as it came.
+pub fn splice_event(raw: &Bytes, data: &Cow<'_, [u8]>, changes: &[(&RawValue, &str)]) -> Bytes {
+    if changes.is_empty() {
+        return raw.clone();
+    }
+    let joined = match data {
+        Cow::Borrowed(_) => return splice(raw, changes),
+        Cow::Owned(joined) => splice(joined, changes),
+    };
+    let mut out = BytesMut::with_capacity(joined.len() + 8);
+    out.extend_from_slice(b"data: ");
+    // JSON has line feeds only between its values, where a space does as well.
+    out.extend(joined.iter().map(|byte| if *byte == b'\n' { b' ' } else { *byte }));
+    out.extend_from_slice(b"\n\n");
     out.freeze()
 }
 

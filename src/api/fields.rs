@@ -4,6 +4,11 @@ use super::json::Object;
 use crate::error::{Reason, Refusal};
 use serde_json::value::RawValue;
 
+/// The beginning of a caller's key or value, as long as error texts show it.
+pub fn clip(text: &str) -> String {
+    text.chars().take(100).collect()
+}
+
 fn wrong_type(field: &str, want: &str, value: &RawValue) -> Refusal {
     let got: String = value.get().chars().take(40).collect();
     let text = format!("'{field}' must be {want}, not {got}.");

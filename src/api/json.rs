@@ -3,6 +3,7 @@
 //! What is not understood is kept as the caller's own bytes, so unknown fields reach the server
 //! untouched. Since no object names a key twice, the server cannot read another value than we did.
 
+use super::fields::clip;
 use crate::error::{Reason, Refusal};
 use serde::{
     Deserialize, Deserializer,
@@ -136,7 +137,7 @@ impl<'de> Visitor<'de> for Unique {
                 few.contains(&key) || many.contains(&key)
             };
             if twice {
-                return Err(A::Error::custom(format_args!("{DUPLICATE} \"{}\"", key.0)));
+                return Err(A::Error::custom(format_args!("{DUPLICATE} \"{}\"", clip(&key.0))));
             }
             map.next_value_seed(Unique)?;
             if few.len() < FEW {
@@ -162,6 +163,8 @@ pub fn open(body: &[u8]) -> Result<Object<'_>, Refusal> {
     Unique.deserialize(&mut reader).and_then(|()| reader.end()).map_err(|error| refuse(&error))?;
     serde_json::from_str(text).map_err(|error| {
         let what = "The body must be one JSON object with the request's fields";
+        // The error quotes what stands there instead.
+        let error = clip(&error.to_string());
         Refusal::new(Reason::InvalidType, format!("{what} ({error})."))
     })
 }
@@ -203,6 +206,15 @@ mod tests {
         assert_eq!(reason(body.as_bytes()), Reason::DuplicateKey);
         let body = format!("{{{},\"k3\":1}}", many.join(","));
         assert_eq!(reason(body.as_bytes()), Reason::DuplicateKey);
+    }
+
+    #[test]
+    fn long_keys_and_values_are_not_echoed_whole() {
+        let long = "k".repeat(5000);
+        let twice = format!("{{\"{long}\":1,\"{long}\":2}}");
+        for body in [twice, format!("\"{long}\"")] {
+            assert!(open(body.as_bytes()).unwrap_err().message.len() < 300, "{body}");
+        }
     }
 
     #[test]

@@ -80,6 +80,8 @@ pub struct FieldLimits {
 const MAX_TOKENS_LIMIT: i64 = 1 << 31;
 /// Prompts in one completions request, inputs in one embeddings request.
 const PROMPTS_MAX: usize = 2048;
+/// Answers to one request, choices times prompts: each is tracked.
+pub const ANSWERS_MAX: u32 = 16 * 1024;
 
 impl<'a> Request<'a> {
     /// Reads and checks a body. No server has seen anything when this refuses.
@@ -115,11 +117,18 @@ impl<'a> Request<'a> {
             _ => output_limit(&fields)?,
         };
         check_sampling(&fields, route)?;
+        outgoing::check_template_variables(&fields)?;
         if stream && route == Route::Embeddings {
             let text = "Embeddings cannot be streamed. Leave 'stream' out.";
             return Err(Refusal::new(Reason::OutOfRange, text).param("stream"));
         }
         let choices = u32::try_from(n.max(best_of)).unwrap_or(1);
+        if choices.saturating_mul(prompts) > ANSWERS_MAX {
+            let text = format!(
+                "{prompts} prompts with {choices} choices each are too many; allowed is {ANSWERS_MAX} answers to a request."
+            );
+            return Err(Refusal::new(Reason::OutOfRange, text).param("n"));
+        }
         let model = ModelName::from(model);
         Ok(Self { route, model, stream, include_usage, max_tokens, choices, prompts, fields })
     }
@@ -131,10 +140,12 @@ fn refuse_misspelt(fields: &Object<'_>) -> Result<(), Refusal> {
     for (key, _) in &fields.0 {
         let lower = key.to_ascii_lowercase();
         if lower != *key && (outgoing::KNOWN.contains(&&*lower) || outgoing::is_steering(&lower)) {
+            // Any key that begins with `bootstrap_` steers, however long it is.
+            let (key, lower) = (fields::clip(key), fields::clip(&lower));
             let text = format!(
                 "The key \"{key}\" differs from \"{lower}\" only in letter case. Write \"{lower}\"."
             );
-            return Err(Refusal::new(Reason::DuplicateKey, text).param(key.to_string()));
+            return Err(Refusal::new(Reason::DuplicateKey, text).param(key));
         }
     }
     Ok(())
@@ -175,31 +186,45 @@ fn check_messages(fields: &Object<'_>) -> Result<(), Refusal> {
     Ok(())
 }
 
-/// A link in a content part would make the model server fetch from a host that the caller names.
+/// A link in a content part would make the model server fetch from a host that the caller names, and a
+/// path would make it open a file of its own: some servers take anything that is no link for one. So
+/// only data itself passes.
 fn refuse_remote_media(part: &Object<'_>, at: &str) -> Result<(), Refusal> {
-    for kind in
-        ["image_url", "video_url", "audio_url", "file", "input_audio", "image", "video", "audio"]
-    {
-        let Some(value) = part.get(kind) else { continue };
+    for (kind, value) in &part.0 {
+        let bare = matches!(&**kind, "file" | "input_audio" | "image" | "video" | "audio");
+        if !(bare || kind.ends_with("_url")) || value.get() == "null" {
+            continue;
+        }
         let inside: Option<Object<'_>> = serde_json::from_str(value.get()).ok();
-        let links = match &inside {
-            Some(inside) => ["url", "file_data", "data", "file_url"]
-                .into_iter()
-                .filter_map(|key| inside.get(key))
-                .collect(),
-            None => vec![value],
+        let sound = match &inside {
+            Some(inside) => inside.0.iter().all(|(key, value)| match &**key {
+                "data" | "file_data" => is_data(value, true),
+                key if key.ends_with("url") => is_data(value, false),
+                _ => true,
+            }),
+            None => is_data(value, false),
         };
-        for link in links {
-            let Ok(link) = serde_json::from_str::<String>(link.get()) else { continue };
-            if link.contains("://") && !link.trim_start().starts_with("data:") {
-                let text = format!(
-                    "'{at}' holds a link in '{kind}'. Model servers here do not fetch from other hosts: send the data itself as a data: URL."
-                );
-                return Err(Refusal::new(Reason::OutOfRange, text).param(at.to_owned()));
-            }
+        if !sound {
+            let kind = fields::clip(kind);
+            let text = format!(
+                "'{at}' holds a link or a path in '{kind}'. Model servers here fetch and open nothing: send the data itself as a data: URL."
+            );
+            return Err(Refusal::new(Reason::OutOfRange, text).param(at.to_owned()));
         }
     }
     Ok(())
+}
+
+/// True for a `data:` URL and, where a field is of `raw` data, for base64 alone.
+fn is_data(value: &serde_json::value::RawValue, raw: bool) -> bool {
+    if value.get() == "null" {
+        return true;
+    }
+    let Ok(text) = serde_json::from_str::<std::borrow::Cow<'_, str>>(value.get()) else {
+        return false;
+    };
+    let base64 = |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'+' | b'/' | b'=');
+    text.starts_with("data:") || (raw && text.as_bytes().iter().all(base64))
 }
 
 /// `prompt` and `input`: a string, a list of strings, a list of token ids, or a list of such lists.
@@ -353,6 +378,63 @@ mod tests {
         let local = r#"[{"role":"user","content":[{"type":"image_url","image_url":{"url":"data:image/png;base64,AA=="}}]}]"#;
         assert_eq!(parse(local), Ok(()));
         assert_eq!(parse(r#"[{"role":"assistant","content":null,"tool_calls":[]}]"#), Ok(()));
+    }
+
+    /// A server opens a bare path as a file of its own.
+    #[test]
+    fn content_parts_hold_data_and_no_places_to_get_it_from() {
+        let parse = |part: &str| {
+            let body = format!(
+                r#"{{"model":"m","messages":[{{"role":"user","content":[{{"type":"x",{part}}}]}}]}}"#
+            );
+            Request::parse(Route::Chat, body.as_bytes(), LIMITS).map(|_| ()).map_err(|r| r.reason)
+        };
+        for good in [
+            r#""text":"see http://host/ and /etc/passwd""#,
+            r#""image_url":"data:image/png;base64,AA==""#,
+            r#""image_url":{"url":"data:image/png;base64,AA==","detail":"low"}"#,
+            r#""image_url":null"#,
+            r#""input_audio":{"data":"UklGRg+/==","format":"wav"}"#,
+            r#""file":{"file_data":"data:text/plain,a","filename":"/a.txt","file_url":null}"#,
+        ] {
+            assert_eq!(parse(good), Ok(()), "{good}");
+        }
+        for bad in [
+            r#""image_url":"/etc/passwd""#,
+            r#""image_url":{"url":"/srv/secret.png"}"#,
+            r#""image_url":{"url":"secret.png"}"#,
+            r#""image_url":{"url":["http://host/"]}"#,
+            r#""image_url":["/srv/secret.png"]"#,
+            r#""video_url":{"url":"file:/srv/secret.mp4"}"#,
+            r#""pdf_url":"host/x""#,
+            r#""image":"/srv/secret.png""#,
+            r#""input_audio":{"data":"../secret.wav"}"#,
+            r#""file":{"file_data":"/srv/secret.txt"}"#,
+            r#""file":{"file_url":"secret"}"#,
+        ] {
+            assert_eq!(parse(bad), Err(Reason::OutOfRange), "{bad}");
+        }
+    }
+
+    #[test]
+    fn more_answers_than_are_tracked_are_refused() {
+        let parse = |prompts: usize, n: u32| {
+            let prompts = vec!["\"a\""; prompts].join(",");
+            let body = format!(r#"{{"model":"m","n":{n},"prompt":[{prompts}]}}"#);
+            let limits = FieldLimits { choices_max: 128 };
+            Request::parse(Route::Completions, body.as_bytes(), limits).map(|_| ())
+        };
+        parse(2048, 8).unwrap();
+        parse(128, 128).unwrap();
+        let refusal = parse(2048, 9).unwrap_err();
+        assert_eq!((refusal.reason, refusal.param.as_deref()), (Reason::OutOfRange, Some("n")));
+    }
+
+    #[test]
+    fn long_keys_are_not_echoed_whole() {
+        let refusal = chat(&format!(r#","Bootstrap_{}":1"#, "x".repeat(5000))).unwrap_err();
+        assert_eq!(refusal.reason, Reason::DuplicateKey);
+        assert!(refusal.message.len() < 400 && refusal.param.unwrap().len() <= 100);
     }
 
     #[test]

@@ -4,7 +4,8 @@
 //! values, fields that steer a server's scheduler, cache, template, files or connections are left out,
 //! and everything else is copied as the caller wrote it.
 
-use super::{Request, Route};
+use super::{Request, Route, json::Object};
+use crate::error::{Reason, Refusal};
 use bytes::{BufMut, Bytes, BytesMut};
 
 /// Fields that berthd reads. Their spelling in another letter case is refused.
@@ -39,7 +40,7 @@ pub const KNOWN: [&str; 26] = [
 
 /// Fields that only policy may set: they reach a server's scheduler, cache, template, files, weights
 /// or peers. Never taken from callers.
-const STEERING: [&str; 34] = [
+const STEERING: [&str; 41] = [
     "add_special_tokens",
     "api_base",
     "api_key",
@@ -48,6 +49,7 @@ const STEERING: [&str; 34] = [
     "bootstrap_host",
     "bootstrap_port",
     "bootstrap_room",
+    "cache_prompt",
     "cache_salt",
     "chat_template",
     "custom_llm_provider",
@@ -65,6 +67,11 @@ const STEERING: [&str; 34] = [
     "kv_transfer_params",
     "lora",
     "lora_path",
+    "media_io_kwargs",
+    "mm_processor_kwargs",
+    "n_cache_reuse",
+    "n_discard",
+    "n_keep",
     "priority",
     "prompt_embeds",
     "request_id",
@@ -73,12 +80,62 @@ const STEERING: [&str; 34] = [
     "session_id",
     "session_params",
     "slot_id",
+    "truncate_prompt_tokens",
     "vllm_xargs",
 ];
 
 /// True for a field that only policy may set.
 pub fn is_steering(key: &str) -> bool {
     STEERING.binary_search(&key).is_ok() || key.starts_with("bootstrap_")
+}
+
+/// True for the input of another route. Some servers take a second form of input where it is there:
+/// vLLM's embeddings route renders `messages`, whose links and tokens nobody here has looked at.
+fn is_other_input(route: Route, key: &str) -> bool {
+    let own = match route {
+        Route::Chat => "messages",
+        Route::Completions => "prompt",
+        Route::Embeddings => "input",
+    };
+    ["messages", "prompt", "input"].contains(&key) && key != own
+}
+
+/// Keys of `chat_template_kwargs` that are no variables of a template but parameters of the call that
+/// renders it: another template, other messages, no tokens, fewer tokens.
+const TEMPLATE_CALL: [&str; 15] = [
+    "chat_template",
+    "continue_final_message",
+    "conversation",
+    "max_length",
+    "messages",
+    "padding",
+    "processor_kwargs",
+    "return_assistant_tokens_mask",
+    "return_dict",
+    "return_tensors",
+    "template",
+    "tokenize",
+    "tokenizer",
+    "tokenizer_kwargs",
+    "truncation",
+];
+
+/// Refuses template variables that would steer the template's call: a caller's template one level
+/// deeper. They are not dropped, since a caller who sends one counts on it.
+///
+/// # Errors
+/// `chat_template_kwargs` is no object, or names such a parameter.
+pub fn check_template_variables(fields: &Object<'_>) -> Result<(), Refusal> {
+    const FIELD: &str = "chat_template_kwargs";
+    let Some(variables) = super::fields::object(fields, FIELD)? else { return Ok(()) };
+    for (key, _) in &variables.0 {
+        if TEMPLATE_CALL.binary_search(&&**key).is_ok() {
+            let text =
+                format!("'{FIELD}' names '{key}', which only the operator may set. Leave it out.");
+            return Err(Refusal::new(Reason::OutOfRange, text).param(FIELD));
+        }
+    }
+    Ok(())
 }
 
 /// Writes the body for one server. `model` is the name that this server knows.
@@ -90,7 +147,7 @@ pub fn body(request: &Request<'_>, model: &str) -> Bytes {
     for (key, value) in &request.fields.0 {
         match &**key {
             "model" | "stream" | "stream_options" | "max_tokens" | "max_completion_tokens" => {}
-            key if is_steering(key) => {}
+            key if is_steering(key) || is_other_input(request.route, key) => {}
             key => {
                 put_text(&mut out, key);
                 out.put_u8(b':');
@@ -191,9 +248,48 @@ mod tests {
         serde_json::from_str::<serde_json::Value>(&out).unwrap();
     }
 
+    /// vLLM's embeddings route also takes `messages`, with links that it fetches.
     #[test]
-    fn the_steering_list_is_sorted_for_its_search() {
-        assert!(STEERING.is_sorted());
+    fn the_input_of_another_route_stays_here() {
+        let all = r#"{"model":"m","input":"the input","prompt":"the prompt",
+            "messages":[{"role":"user","content":[{"type":"image_url","image_url":{"url":"data:,the messages"}}]}]}"#;
+        for (route, own) in [
+            (Route::Chat, "messages"),
+            (Route::Completions, "prompt"),
+            (Route::Embeddings, "input"),
+        ] {
+            let limits = FieldLimits { choices_max: 8 };
+            let request = Request::parse(route, all.as_bytes(), limits).unwrap();
+            let sent: serde_json::Value = serde_json::from_slice(&body(&request, "m")).unwrap();
+            for field in ["messages", "prompt", "input"] {
+                assert_eq!(sent.get(field).is_some(), field == own, "{field} for {route:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn template_variables_pass_and_the_templates_call_is_not_theirs() {
+        let parse = |variables: &str| {
+            let text = format!(
+                r#"{{"model":"m","messages":[{{"role":"user","content":"a"}}],"chat_template_kwargs":{variables}}}"#
+            );
+            Request::parse(Route::Chat, text.as_bytes(), FieldLimits { choices_max: 8 })
+                .map(|_| ())
+                .map_err(|refusal| (refusal.reason, refusal.param.unwrap_or_default()))
+        };
+        assert_eq!(parse(r#"{"enable_thinking":false,"documents":[]}"#), Ok(()));
+        assert_eq!(parse("null"), Ok(()));
+        let field = || "chat_template_kwargs".into();
+        for key in TEMPLATE_CALL {
+            let got = parse(&format!("{{\"{key}\":null}}"));
+            assert_eq!(got, Err((Reason::OutOfRange, field())), "{key}");
+        }
+        assert_eq!(parse("[1]"), Err((Reason::InvalidType, field())));
+    }
+
+    #[test]
+    fn the_lists_are_sorted_for_their_search() {
+        assert!(STEERING.is_sorted() && TEMPLATE_CALL.is_sorted());
         assert!(is_steering("rid") && is_steering("bootstrap_anything") && !is_steering("tools"));
     }
 }

@@ -24,8 +24,6 @@ use std::sync::Arc;
 
 /// Bodies up to this size are studied in place: it takes less than handing them over would.
 const INLINE_MAX: usize = 32 * 1024;
-/// Choices of one answer that are tracked: `n` times the prompts of a completions request.
-const CHOICES_MAX: usize = 16 * 1024;
 
 /// A request that is understood.
 #[derive(Debug)]
@@ -132,9 +130,7 @@ impl Broker {
 impl Studied {
     /// Refuses at once what can never fit, with both numbers. Gives the context window, if it is known.
     pub(super) fn check_window(&self, counted: Counted) -> Result<Option<Tokens>, Refusal> {
-        let of_files =
-            || self.counter.as_ref().and_then(|counter| counter.files().context_window());
-        let Some(window) = self.entry.context_window.or_else(of_files) else { return Ok(None) };
+        let Some(window) = self.window() else { return Ok(None) };
         // Several prompts in one request are each its own sequence; their sum says nothing.
         if self.prompts > 1 {
             return Ok(Some(window));
@@ -183,13 +179,30 @@ impl Studied {
         Tokens(one.get().saturating_mul(self.answers))
     }
 
+    /// The context window, as its servers or its files tell it.
+    fn window(&self) -> Option<Tokens> {
+        let of_files =
+            || self.counter.as_ref().and_then(|counter| counter.files().context_window());
+        self.entry.context_window.or_else(of_files)
+    }
+
+    /// What the window leaves for each choice. An estimate of the input may be far too high, and of
+    /// several prompts only the sum is known: then it is the whole window.
+    fn ceiling(&self, counted: Counted) -> Option<Tokens> {
+        let sure = counted.source != Source::Estimate && self.prompts == 1;
+        let input = if sure { counted.tokens } else { Tokens::ZERO };
+        self.window().map(|window| window.less(input).max(Tokens(1)))
+    }
+
     /// What the relay needs.
     pub(super) fn job(self, relay: config::Relay, limits: config::Limits, counted: Counted) -> Job {
         let wishes = Wishes {
+            ceiling: self.ceiling(counted),
             alias: self.alias,
             include_usage: self.include_usage,
             max_tokens: self.max_tokens,
-            choices: usize::try_from(self.answers).unwrap_or(usize::MAX).min(CHOICES_MAX),
+            // Bounded: `Request::parse` refuses more than `ANSWERS_MAX`.
+            choices: usize::try_from(self.answers).unwrap_or(usize::MAX),
             prompt: counted.tokens,
             exact: counted.source != Source::Estimate,
             counter: self.counter,

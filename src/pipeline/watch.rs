@@ -8,7 +8,7 @@ use super::count::Counter;
 use crate::{
     api::{
         answer::{Expected, Usage, believable},
-        event::{self, Choice, Chunk, Said, splice},
+        event::{self, Choice, Chunk, Said, splice_event},
         stream::Event,
     },
     units::Tokens,
@@ -16,7 +16,7 @@ use crate::{
 use bytes::Bytes;
 use serde::Deserialize;
 use serde_json::value::RawValue;
-use std::sync::Arc;
+use std::{borrow::Cow, sync::Arc};
 
 /// What the watcher must know of a request.
 #[derive(Clone, Debug)]
@@ -27,6 +27,8 @@ pub struct Wishes {
     pub include_usage: bool,
     /// Most output tokens per choice.
     pub max_tokens: Option<Tokens>,
+    /// What the model's window leaves for each choice where the caller set no limit.
+    pub ceiling: Option<Tokens>,
     /// Choices that may occur.
     pub choices: usize,
     /// Our input count.
@@ -35,6 +37,13 @@ pub struct Wishes {
     pub exact: bool,
     /// Counts long pieces of output, where the model's files are here.
     pub counter: Option<Arc<Counter>>,
+}
+
+impl Wishes {
+    /// Most output tokens that a choice may have.
+    pub(super) fn limit(&self) -> Option<Tokens> {
+        self.max_tokens.or(self.ceiling)
+    }
 }
 
 /// What to do with an event.
@@ -72,12 +81,29 @@ struct Progress {
     cut: bool,
 }
 
+/// What becomes of one choice's part of an event.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fate {
+    /// It goes on.
+    Stays,
+    /// It went over the limit: an end for `length` stands in its place.
+    Ends,
+    /// Its choice was ended before.
+    Drops,
+}
+
+/// Output dropped after a cut, in tokens, until we stop waiting for choices that have not begun. A
+/// server may stream choices one after another, or keep back those that are not the best.
+const DROPPED_MAX: Tokens = Tokens(4096);
 /// A tool call's name and arguments may come in more events than tokens; only what is far beyond the
 /// limit is taken for a server that ignores it.
 const TOOL_SLACK: u64 = 64;
 /// Raw JSON text up to this length counts as one token without asking a tokenizer: servers send one
 /// token an event, and few tokens are longer.
 const ONE_TOKEN_BYTES: usize = 18;
+/// Text above this is not given to a tokenizer: that is milliseconds of work, and every stream on the
+/// thread would wait.
+pub(super) const COUNTED_MAX_BYTES: usize = 64 * 1024;
 
 /// The end mark.
 const DONE: Bytes = Bytes::from_static(b"data: [DONE]\n\n");
@@ -89,6 +115,8 @@ pub struct Watcher {
     choices: Vec<Progress>,
     usage: Option<Usage>,
     usage_seen: bool,
+    /// Output that came after its choice was cut.
+    dropped: Tokens,
     /// Bytes of content, as JSON text.
     bytes: u64,
     /// The last event with choices; an event of our own takes its id and names from it.
@@ -108,6 +136,7 @@ impl Watcher {
             choices,
             usage: None,
             usage_seen: false,
+            dropped: Tokens::ZERO,
             bytes: 0,
             like: None,
             committed: false,
@@ -120,25 +149,31 @@ impl Watcher {
         self.choices.iter().fold(Tokens::ZERO, |sum, choice| sum.plus(choice.tokens))
     }
 
-    /// The server's usage if it can be believed, else our own count.
+    /// The server's usage if it can be believed, else our own count. Where a choice was cut, the
+    /// server may have gone on: its word counts for the input alone.
     pub fn usage(&self) -> (Usage, bool) {
+        let completion = self.output();
         match self.usage {
+            Some(usage) if self.any_cut() => (Usage { completion, ..usage }, false),
             Some(usage) => (usage, true),
-            None => (
-                Usage {
-                    prompt: self.wishes.prompt,
-                    completion: self.output(),
-                    cached: Tokens::ZERO,
-                },
-                false,
-            ),
+            None => (Usage { prompt: self.wishes.prompt, completion, cached: Tokens::ZERO }, false),
         }
+    }
+
+    fn any_cut(&self) -> bool {
+        self.choices.iter().any(|choice| choice.cut)
     }
 
     /// True when every choice that began has finished, and one has.
     fn whole(&self) -> bool {
         self.choices.iter().any(|choice| choice.finished)
             && self.choices.iter().all(|choice| choice.finished || !choice.begun)
+    }
+
+    /// True when nothing is left to wait for, whatever the server still sends.
+    fn over(&self) -> bool {
+        self.choices.iter().all(|choice| choice.finished)
+            || (self.dropped > DROPPED_MAX && self.whole())
     }
 
     /// Reads one event.
@@ -172,47 +207,66 @@ impl Watcher {
         Err(if self.committed { faults::UNFINISHED } else { faults::EMPTY })
     }
 
-    fn chunk(&mut self, event: &Event, data: &[u8], chunk: &Chunk<'_>) -> Step {
-        if chunk.choices.as_ref().is_some_and(|choices| !choices.is_empty()) {
+    fn chunk(&mut self, event: &Event, data: &Cow<'_, [u8]>, chunk: &Chunk<'_>) -> Step {
+        let choices = chunk.choices.as_deref().unwrap_or_default();
+        if !choices.is_empty() {
             self.like = Some(event.clone());
         }
-        let mut over = false;
-        for choice in chunk.choices.iter().flatten() {
+        let mut fates = Vec::with_capacity(choices.len());
+        for choice in choices {
             match self.progress(choice) {
                 None => return Step::Broken(faults::GARBAGE),
-                Some(now_over) => over |= now_over,
+                Some(fate) => fates.push(fate),
             }
         }
-        if over {
-            return self.cut(data, chunk);
+        let usage = self.note_usage(chunk);
+        if fates.iter().all(|fate| *fate == Fate::Stays) {
+            if chunk.is_usage_only() {
+                if !self.wishes.include_usage {
+                    return Step::Keep;
+                }
+                self.usage_seen = true;
+            }
+            return Step::Pass(self.renamed(event, data, chunk, usage.as_deref(), None));
         }
-        if chunk.usage.is_some() {
-            return self.usage_event(event, chunk);
+        self.committed = true;
+        let left = trimmed(data, choices, &fates).map(|(old, new)| {
+            self.renamed(event, data, chunk, usage.as_deref(), Some((old, &new)))
+        });
+        if !self.over() {
+            // Other choices go on.
+            return left.map_or(Step::Keep, Step::Pass);
         }
-        Step::Pass(self.renamed(event, chunk, None))
+        let mut last = Vec::from_iter(left);
+        last.extend(self.closing_usage());
+        last.push(DONE);
+        Step::Cut(last)
     }
 
-    /// Books one choice's part of an event. `None`: an index nobody asked for. `Some(true)`: it went
-    /// over `max_tokens`.
-    fn progress(&mut self, choice: &Choice<'_>) -> Option<bool> {
+    /// Books one choice's part of an event. `None`: an index nobody asked for.
+    fn progress(&mut self, choice: &Choice<'_>) -> Option<Fate> {
         let index = usize::try_from(choice.index).ok()?;
-        let (new, bytes) = output_of(choice, self.wishes.counter.as_deref());
-        self.bytes = self.bytes.saturating_add(bytes);
-        let in_tools = choice.delta.as_ref().is_some_and(|delta| delta.tool_calls.is_some());
         let progress = self.choices.get_mut(index)?;
+        let (new, bytes) = output_of(choice, self.wishes.counter.as_deref());
+        if progress.cut {
+            self.dropped = self.dropped.plus(new);
+            return Some(Fate::Drops);
+        }
+        self.bytes = self.bytes.saturating_add(bytes);
+        let in_tools = choice
+            .delta
+            .as_ref()
+            .is_some_and(|delta| delta.tool_calls.is_some() || delta.function_call.is_some());
         progress.begun = true;
-        let limit = self.wishes.max_tokens.map_or(u64::MAX, Tokens::get);
-        let limit =
-            if in_tools { limit.saturating_mul(2).saturating_add(TOOL_SLACK) } else { limit };
+        let limit = self.wishes.limit().map_or(u64::MAX, Tokens::get);
+        let limit = if in_tools { with_tools(limit) } else { limit };
         let would = progress.tokens.plus(new);
         // A single event with several tokens may pass the limit by a little when pieces are counted
         // apart; an event that starts at or beyond it may not.
-        let at_limit =
-            progress.tokens.get() >= limit || would.get() > limit.saturating_add(limit / 8 + 4);
-        if new > Tokens::ZERO && (progress.cut || at_limit) {
+        if new > Tokens::ZERO && (progress.tokens.get() >= limit || is_over(would, limit)) {
             progress.cut = true;
             progress.finished = true;
-            return Some(true);
+            return Some(Fate::Ends);
         }
         progress.tokens = would;
         if new > Tokens::ZERO {
@@ -223,87 +277,23 @@ impl Watcher {
             progress.finished = true;
             self.committed = true;
         }
-        Some(false)
+        Some(Fate::Stays)
     }
 
-    /// The server ignores `max_tokens`: the choice ends here, for the reason the server should have
-    /// given.
-    fn cut(&mut self, data: &[u8], chunk: &Chunk<'_>) -> Step {
-        #[derive(Deserialize)]
-        struct Only<'a> {
-            #[serde(borrow)]
-            choices: &'a RawValue,
-        }
-        self.committed = true;
-        let chat = chunk.choices.iter().flatten().any(|choice| choice.delta.is_some());
-        let ended: Vec<String> = chunk
-            .choices
-            .iter()
-            .flatten()
-            .filter(|choice| self.is_cut(choice.index))
-            .map(|choice| {
-                let empty = if chat { "\"delta\":{}" } else { "\"text\":\"\"" };
-                format!(
-                    "{{\"index\":{},{empty},\"logprobs\":null,\"finish_reason\":\"length\"}}",
-                    choice.index
-                )
-            })
-            .collect();
-        let mut last = Vec::new();
-        if let Ok(text) = std::str::from_utf8(data)
-            && let Ok(only) = serde_json::from_str::<Only<'_>>(text)
-        {
-            let data = Bytes::copy_from_slice(data);
-            // The copy keeps its own offsets: look the value up in it again.
-            let offset = only.choices.get().as_ptr() as usize - text.as_ptr() as usize;
-            let end = offset + only.choices.get().len();
-            let mut event = Vec::with_capacity(data.len() + 64);
-            event.extend_from_slice(b"data: ");
-            event.extend_from_slice(data.get(..offset).unwrap_or_default());
-            event.extend_from_slice(format!("[{}]", ended.join(",")).as_bytes());
-            event.extend_from_slice(data.get(end..).unwrap_or_default());
-            event.extend_from_slice(b"\n\n");
-            last.push(self.alias_in(Bytes::from(event)));
-        }
-        if !self.whole() {
-            // Other choices go on; the events of this one are dropped from here.
-            return last.pop().map_or(Step::Keep, Step::Pass);
-        }
-        last.extend(self.closing_usage());
-        last.push(DONE);
-        Step::Cut(last)
-    }
-
-    fn is_cut(&self, index: u32) -> bool {
-        usize::try_from(index).ok().and_then(|i| self.choices.get(i)).is_some_and(|c| c.cut)
-    }
-
-    /// An event that carries usage: noted, corrected where it cannot be true, and kept from a caller
-    /// who did not ask for it.
-    fn usage_event(&mut self, event: &Event, chunk: &Chunk<'_>) -> Step {
+    /// Notes an event's usage. Gives what must stand in its place where it cannot be true.
+    fn note_usage(&mut self, chunk: &Chunk<'_>) -> Option<String> {
+        let text = chunk.usage.map(RawValue::get)?;
         let expected = Expected {
             prompt: self.wishes.prompt,
-            completion: self.output(),
+            completion: self.output().plus(self.dropped),
             bytes: self.bytes,
             exact: self.wishes.exact,
             answers: self.choices.len() as u64,
         };
-        let text = chunk.usage.map(RawValue::get);
-        let believed = believable(text, expected);
+        let believed = believable(Some(text), expected);
         // With usage on every event the last one counts.
         self.usage = believed.or(self.usage);
-        if chunk.is_usage_only() {
-            if !self.wishes.include_usage {
-                return Step::Keep;
-            }
-            self.usage_seen = true;
-        }
-        let ours = if believed.is_none() && text != Some("null") {
-            Some(self.usage().0.json())
-        } else {
-            None
-        };
-        Step::Pass(self.renamed(event, chunk, ours.as_deref()))
+        ((believed.is_none() || self.any_cut()) && text != "null").then(|| self.usage().0.json())
     }
 
     /// The usage event that the caller asked for and the server never sent.
@@ -339,16 +329,20 @@ impl Watcher {
         vec![self.alias_in(Bytes::from(event))]
     }
 
-    fn renamed(&self, event: &Event, chunk: &Chunk<'_>, usage: Option<&str>) -> Bytes {
+    /// The event with our name for the model, and with other usage and choices where they are given.
+    fn renamed(
+        &self,
+        event: &Event,
+        data: &Cow<'_, [u8]>,
+        chunk: &Chunk<'_>,
+        usage: Option<&str>,
+        choices: Option<(&RawValue, &str)>,
+    ) -> Bytes {
         let alias = self.wishes.alias.as_ref().and_then(|alias| serde_json::to_string(alias).ok());
-        let mut changes: Vec<(&RawValue, &str)> = Vec::new();
-        if let (Some(old), Some(new)) = (chunk.model, &alias) {
-            changes.push((old, new));
-        }
-        if let (Some(old), Some(new)) = (chunk.usage, usage) {
-            changes.push((old, new));
-        }
-        if changes.is_empty() { event.raw.clone() } else { splice(&event.raw, &changes) }
+        let mut changes: Vec<(&RawValue, &str)> = Vec::from_iter(choices);
+        changes.extend(chunk.model.zip(alias.as_deref()));
+        changes.extend(chunk.usage.zip(usage));
+        splice_event(&event.raw, data, &changes)
     }
 
     fn alias_in(&self, raw: Bytes) -> Bytes {
@@ -357,11 +351,54 @@ impl Watcher {
         }
         let event = Event { raw };
         let renamed = event.data().and_then(|data| match event::read(&data) {
-            Said::Chunk(chunk) => Some(self.renamed(&event, &chunk, None)),
+            Said::Chunk(chunk) => Some(self.renamed(&event, &data, &chunk, None, None)),
             _ => None,
         });
         renamed.unwrap_or(event.raw)
     }
+}
+
+/// The choices of an event as the server wrote them, and what is left of them: those that end here end
+/// for the reason the server should have given. `None` when nothing is left.
+fn trimmed<'a>(
+    data: &'a [u8],
+    choices: &[Choice<'_>],
+    fates: &[Fate],
+) -> Option<(&'a RawValue, String)> {
+    #[derive(Deserialize)]
+    struct Only<'a> {
+        #[serde(borrow)]
+        choices: &'a RawValue,
+    }
+    let only: Only<'a> = serde_json::from_slice(data).ok()?;
+    let raws: Vec<&RawValue> = serde_json::from_str(only.choices.get()).ok()?;
+    let left: Vec<String> = choices
+        .iter()
+        .zip(raws)
+        .zip(fates)
+        .filter_map(|((choice, raw), fate)| match fate {
+            Fate::Stays => Some(raw.get().to_owned()),
+            Fate::Ends => Some(ended(choice)),
+            Fate::Drops => None,
+        })
+        .collect();
+    (!left.is_empty()).then(|| (only.choices, format!("[{}]", left.join(","))))
+}
+
+/// The end of a choice whose server ignores the limit.
+fn ended(choice: &Choice<'_>) -> String {
+    let empty = if choice.delta.is_some() { "\"delta\":{}" } else { "\"text\":\"\"" };
+    format!("{{\"index\":{},{empty},\"logprobs\":null,\"finish_reason\":\"length\"}}", choice.index)
+}
+
+/// The limit for an answer with tool calls.
+pub(super) const fn with_tools(limit: u64) -> u64 {
+    limit.saturating_mul(2).saturating_add(TOOL_SLACK)
+}
+
+/// True for a count that is beyond the limit by more than counting text anew can add.
+pub(super) const fn is_over(tokens: Tokens, limit: u64) -> bool {
+    tokens.get() > limit.saturating_add(limit / 8).saturating_add(4)
 }
 
 /// Output tokens in one choice's part of an event, and its bytes. A short part is one token. A longer
@@ -374,17 +411,25 @@ fn output_of(choice: &Choice<'_>, counter: Option<&Counter>) -> (Tokens, u64) {
     if bytes <= ONE_TOKEN_BYTES {
         return (Tokens(1), bytes as u64);
     }
-    let mut tokens = Tokens::ZERO;
-    for part in choice.parts() {
-        let counted = match serde_json::from_str::<String>(part.get()) {
-            Ok(text) => counter
-                .and_then(|counter| counter.output(&text))
-                .unwrap_or_else(|| Tokens(fewest(&text))),
-            Err(_) => Tokens((part.get().len() as u64).div_ceil(6)),
-        };
-        tokens = tokens.plus(counted);
-    }
+    let tokens = choice.parts().fold(Tokens::ZERO, |sum, part| sum.plus(tokens_of(part, counter)));
     (tokens.max(Tokens(1)), bytes as u64)
+}
+
+/// Tokens of one part of an answer: by the model's tokenizer where it is here and the text is not too
+/// long for these threads, else the [`fewest`] that it can have. Tool calls stay JSON, six bytes a token.
+pub(super) fn tokens_of(part: &RawValue, counter: Option<&Counter>) -> Tokens {
+    let Ok(text) = serde_json::from_str::<Cow<'_, str>>(part.get()) else {
+        return Tokens((part.get().len() as u64).div_ceil(6));
+    };
+    count_text(&text, counter)
+}
+
+/// Tokens of a text of an answer, as [`tokens_of`].
+pub(super) fn count_text(text: &str, counter: Option<&Counter>) -> Tokens {
+    counter
+        .filter(|_| text.len() <= COUNTED_MAX_BYTES)
+        .and_then(|counter| counter.output(text))
+        .unwrap_or_else(|| Tokens(fewest(text)))
 }
 
 /// The fewest tokens that a text is likely to have: one for every six bytes, and a run of white space,
@@ -413,6 +458,7 @@ mod tests {
             alias: None,
             include_usage: false,
             max_tokens: None,
+            ceiling: None,
             choices: 1,
             prompt: Tokens(10),
             exact: true,
@@ -544,6 +590,103 @@ mod tests {
         assert!(matches!(watcher.read(&token("a")), Step::Pass(_)));
         assert!(matches!(watcher.read(&event(done)), Step::Pass(_)));
         assert!(matches!(watcher.read(&event("[DONE]")), Step::Done(_)));
+    }
+
+    /// "Never stop" without `max_tokens` ends where the model's window does.
+    #[test]
+    fn the_window_is_the_limit_of_callers_who_set_none() {
+        let mut watcher = Watcher::new(Wishes { ceiling: Some(Tokens(3)), ..wishes() });
+        for _ in 0..3 {
+            assert!(matches!(watcher.read(&token("a")), Step::Pass(_)));
+        }
+        let Step::Cut(last) = watcher.read(&token("b")) else { panic!("not cut") };
+        assert!(String::from_utf8_lossy(&last[0]).contains(r#""finish_reason":"length""#));
+
+        let both = Wishes { max_tokens: Some(Tokens(9)), ceiling: Some(Tokens(3)), ..wishes() };
+        assert_eq!(both.limit(), Some(Tokens(9)));
+    }
+
+    fn two() -> Watcher {
+        Watcher::new(Wishes { choices: 2, max_tokens: Some(Tokens(1)), ..wishes() })
+    }
+
+    fn part(index: u32, text: &str, finish: &str) -> String {
+        format!(r#"{{"index":{index},"delta":{{"content":"{text}"}},"finish_reason":{finish}}}"#)
+    }
+
+    fn parts(parts: &[String]) -> Event {
+        event(&format!(r#"{{"choices":[{}]}}"#, parts.join(",")))
+    }
+
+    /// Choice 1 begins when choice 0 is over; what choice 0 says after its end is dropped.
+    #[test]
+    fn choices_that_come_one_after_another_are_all_heard() {
+        let mut watcher = two();
+        watcher.read(&parts(&[part(0, "a", "null")]));
+        let Step::Pass(end) = watcher.read(&parts(&[part(0, "b", "null")])) else { panic!("?") };
+        assert!(String::from_utf8_lossy(&end).contains("length"));
+        assert_eq!(watcher.read(&parts(&[part(0, "c", "null")])), Step::Keep);
+        assert_eq!(watcher.read(&parts(&[part(0, "", "\"stop\"")])), Step::Keep);
+        let last = parts(&[part(1, "d", "\"stop\"")]);
+        assert_eq!(watcher.read(&last), Step::Pass(last.raw.clone()));
+        assert!(matches!(watcher.read(&event("[DONE]")), Step::Done(_)));
+        assert_eq!(watcher.output(), Tokens(2));
+    }
+
+    #[test]
+    fn a_cut_choice_takes_nothing_of_its_neighbour_along() {
+        let mut watcher = two();
+        watcher.read(&parts(&[part(0, "a", "null")]));
+        let both = parts(&[part(0, "b", "null"), part(1, "c", "null")]);
+        let Step::Pass(raw) = watcher.read(&both) else { panic!("not passed") };
+        let data = Event { raw }.data().unwrap().into_owned();
+        let value: serde_json::Value = serde_json::from_slice(&data).unwrap();
+        assert_eq!(value["choices"][0]["finish_reason"], "length");
+        assert_eq!(value["choices"][1]["delta"]["content"], "c");
+        let again = parts(&[part(0, "b", "null"), part(1, "", "\"stop\"")]);
+        let Step::Cut(last) = watcher.read(&again) else { panic!("not over") };
+        let text: String = last.iter().map(|raw| String::from_utf8_lossy(raw)).collect();
+        assert!(text.contains("stop") && !text.contains(r#""index":0"#), "{text}");
+    }
+
+    /// With `best_of` above `n` some choices never come.
+    #[test]
+    fn a_choice_without_end_is_not_listened_to_for_ever() {
+        let mut watcher = two();
+        let endless = (0..10_000).map(|_| watcher.read(&parts(&[part(0, "a", "null")])));
+        assert!(endless.into_iter().any(|step| matches!(step, Step::Cut(_))));
+    }
+
+    /// A server that went on after the cut counts what nobody got.
+    #[test]
+    fn what_came_after_a_cut_is_not_charged() {
+        let mut watcher = two();
+        watcher.read(&parts(&[part(1, "d", "\"stop\"")]));
+        let dropped = (0..20).map(|_| watcher.read(&parts(&[part(0, "a", "null")]))).count();
+        assert_eq!(dropped, 20);
+        let usage = r#"{"choices":[],"usage":{"prompt_tokens":12,"completion_tokens":21}}"#;
+        watcher.read(&event(usage));
+        let (usage, from_server) = watcher.usage();
+        assert_eq!((usage.prompt, usage.completion), (Tokens(12), Tokens(2)));
+        assert!(!from_server);
+    }
+
+    #[test]
+    fn events_of_several_lines_are_corrected_too() {
+        let ask = Wishes { alias: Some("mine".into()), include_usage: true, ..wishes() };
+        let mut watcher = Watcher::new(ask);
+        watcher.read(&token("a"));
+        let raw = Bytes::from_static(
+            b"data: {\"model\":\"inner\",\ndata: \"choices\":[],\ndata: \"usage\":{\"prompt_tokens\":-1}}\n\n",
+        );
+        let Step::Pass(raw) = watcher.read(&Event { raw }) else { panic!("kept") };
+        let text = std::str::from_utf8(&raw).unwrap();
+        assert!(
+            text.starts_with("data: {\"model\":\"mine\", \"choices\":[], \"usage\":"),
+            "{text}"
+        );
+        assert!(text.contains("\"prompt_tokens\":10") && text.ends_with("}\n\n"), "{text}");
+        assert_eq!(text.lines().count(), 2);
     }
 
     #[test]

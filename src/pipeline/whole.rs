@@ -1,12 +1,15 @@
 //! Whole (not streamed) answers: checked, counted and, where needed, corrected before the caller sees
 //! a byte.
 
-use super::relay::{Job, Watched};
+use super::{
+    relay::{Job, Watched},
+    watch::{COUNTED_MAX_BYTES, count_text, is_over, tokens_of, with_tools},
+};
 use crate::{
     api::{
         Route,
         answer::{Expected, Usage, believable},
-        event::{Chunk, splice},
+        event::{Choice, Chunk, splice},
     },
     units::Tokens,
 };
@@ -57,24 +60,16 @@ fn generation(
     if choices.is_empty() {
         return Err("empty_answer");
     }
-    if !choices.iter().all(crate::api::event::Choice::finished) {
+    if !choices.iter().all(Choice::finished) {
         return Err(super::watch::faults::UNFINISHED);
     }
-    let mut output = Tokens::ZERO;
-    let mut bytes = 0;
-    let mut too_long = false;
-    for choice in choices {
-        let mine = choice.parts().fold(Tokens::ZERO, |sum, part| sum.plus(count(job, part)));
-        output = output.plus(mine);
-        bytes += choice.parts().map(|part| part.get().len() as u64).sum::<u64>();
-        // Text that is cut into tokens anew may come out a little longer than it was generated.
-        too_long |= job.wishes.max_tokens.is_some_and(|most| {
-            mine.get() > most.get().saturating_add(most.get() / 8).saturating_add(4)
-        });
-    }
+    let lengths: Vec<Length> = choices.iter().map(|choice| Length::of(job, choice)).collect();
+    let output = lengths.iter().fold(Tokens::ZERO, |sum, one| sum.plus(one.tokens));
+    let bytes =
+        choices.iter().flat_map(Choice::parts).map(|part| part.get().len() as u64).sum::<u64>();
     let said = believable(chunk.usage.map(RawValue::get), expected(job, output, bytes));
-    if too_long && !kept_by_its_own_word(job, said, choices.len()) {
-        return Ok(cut(job, body));
+    if lengths.iter().any(|one| one.over) && !kept_by_its_own_word(job, said, choices.len()) {
+        return Ok(cut(job, body, &lengths, said));
     }
     let usage = said.unwrap_or(Usage {
         prompt: job.wishes.prompt,
@@ -88,10 +83,36 @@ fn generation(
     Ok((changes.apply(body), Watched { usage, from_server: said.is_some() }))
 }
 
+/// How long one choice is, by our count.
+#[derive(Clone, Copy, Debug)]
+struct Length {
+    tokens: Tokens,
+    /// It is beyond the limit.
+    over: bool,
+}
+
+impl Length {
+    fn of(job: &Job, choice: &Choice<'_>) -> Self {
+        let counter = job.wishes.counter.as_deref();
+        let count = |part: &RawValue| tokens_of(part, counter);
+        let tokens = choice.parts().fold(Tokens::ZERO, |sum, part| sum.plus(count(part)));
+        let message = choice.message.as_ref();
+        let calls = message.map(|message| [message.tool_calls, message.function_call]);
+        let tools = calls.into_iter().flatten().flatten().map(count);
+        let tools = tools.fold(Tokens::ZERO, Tokens::plus);
+        // Tool calls have the slack that they have in streams; the text beside them has none.
+        let over = job.wishes.limit().is_some_and(|most| {
+            is_over(tokens.less(tools), most.get())
+                || (tools > Tokens::ZERO && is_over(tokens, with_tools(most.get())))
+        });
+        Self { tokens, over }
+    }
+}
+
 /// Without the model's tokenizer our count is a guess, and long words make it too high: a server whose
 /// own count keeps the limit is believed.
 fn kept_by_its_own_word(job: &Job, said: Option<Usage>, choices: usize) -> bool {
-    let all = job.wishes.max_tokens.map(|most| most.get().saturating_mul(choices as u64));
+    let all = job.wishes.limit().map(|most| most.get().saturating_mul(choices as u64));
     job.wishes.counter.is_none()
         && said.zip(all).is_some_and(|(usage, all)| usage.completion.get() <= all)
 }
@@ -106,33 +127,22 @@ fn expected(job: &Job, completion: Tokens, bytes: u64) -> Expected {
     }
 }
 
-/// Tokens of one part of an answer: by the model's tokenizer, else one for every six bytes, as the
-/// watcher of streams has it.
-fn count(job: &Job, part: &RawValue) -> Tokens {
-    let text = serde_json::from_str::<String>(part.get()).ok();
-    let counter = job.wishes.counter.as_ref();
-    let counted = text.and_then(|text| counter.and_then(|counter| counter.output(&text)));
-    counted.unwrap_or_else(|| Tokens((part.get().len() as u64).div_ceil(6)))
-}
-
-/// The server ignored `max_tokens`: each text is cut at the limit and its choice ends for `length`. A
-/// rare path, so it takes the answer apart and writes it anew.
-fn cut(job: &Job, body: &Bytes) -> (Bytes, Watched) {
-    let most = job.wishes.max_tokens.unwrap_or(Tokens(u64::MAX));
+/// The server ignored the limit: each choice that is over it is cut there and ends for `length`. A rare
+/// path, so it takes the answer apart and writes it anew.
+fn cut(job: &Job, body: &Bytes, lengths: &[Length], said: Option<Usage>) -> (Bytes, Watched) {
+    let most = job.wishes.limit().unwrap_or(Tokens(u64::MAX));
     let mut answer: Value = serde_json::from_slice(body).unwrap_or_default();
     let mut completion = Tokens::ZERO;
     let choices = answer.get_mut("choices").and_then(Value::as_array_mut);
-    for choice in choices.into_iter().flatten() {
-        let field = if choice.get("message").is_some() { "/message/content" } else { "/text" };
-        if let Some(Value::String(text)) = choice.pointer_mut(field) {
-            *text = shorten(job, text, most);
+    for (choice, length) in choices.into_iter().flatten().zip(lengths) {
+        completion = completion.plus(if length.over { most } else { length.tokens });
+        if length.over {
+            cut_choice(job, choice, most);
         }
-        if let Some(choice) = choice.as_object_mut() {
-            choice.insert("finish_reason".to_owned(), "length".into());
-        }
-        completion = completion.plus(most);
     }
-    let usage = Usage { prompt: job.wishes.prompt, completion, cached: Tokens::ZERO };
+    // The server's count of the output has in it what nobody gets; its count of the input holds.
+    let known = said.unwrap_or(Usage { prompt: job.wishes.prompt, ..Usage::default() });
+    let usage = Usage { completion, ..known };
     if let Some(answer) = answer.as_object_mut() {
         answer.insert("usage".to_owned(), serde_json::from_str(&usage.json()).unwrap_or_default());
         if let Some(alias) = &job.wishes.alias {
@@ -142,12 +152,48 @@ fn cut(job: &Job, body: &Bytes) -> (Bytes, Watched) {
     (answer.to_string().into(), Watched { usage, from_server: false })
 }
 
-fn shorten(job: &Job, text: &str, most: Tokens) -> String {
-    if let Some(counter) = &job.wishes.counter {
-        return counter.cut(text, most).unwrap_or_else(|| text.to_owned());
+/// Cuts one choice's texts in the order in which they were generated, thinking first, and then what its
+/// tool calls have beyond their slack.
+fn cut_choice(job: &Job, choice: &mut Value, most: Tokens) {
+    const TEXTS: [&str; 4] =
+        ["/message/reasoning", "/message/reasoning_content", "/message/content", "/text"];
+    let mut left = most;
+    for field in TEXTS {
+        if let Some(Value::String(text)) = choice.pointer_mut(field) {
+            left = left.less(shorten(job, text, left));
+        }
     }
-    let bytes = usize::try_from(most.get().saturating_mul(4)).unwrap_or(usize::MAX);
-    text.char_indices().take_while(|(at, _)| *at < bytes).map(|(_, letter)| letter).collect()
+    let mut left = Tokens(with_tools(most.get())).less(most.less(left));
+    let calls = choice.pointer_mut("/message/tool_calls").and_then(Value::as_array_mut);
+    for call in calls.into_iter().flatten() {
+        if let Some(Value::String(text)) = call.pointer_mut("/function/arguments") {
+            left = left.less(shorten(job, text, left));
+        }
+    }
+    if let Some(Value::String(text)) = choice.pointer_mut("/message/function_call/arguments") {
+        shorten(job, text, left);
+    }
+    if let Some(choice) = choice.as_object_mut() {
+        choice.insert("finish_reason".to_owned(), "length".into());
+    }
+}
+
+/// Cuts a text to at most `most` tokens, by the same count that found it too long. Gives how many it has
+/// now.
+fn shorten(job: &Job, text: &mut String, most: Tokens) -> Tokens {
+    let counter = job.wishes.counter.as_deref();
+    let count = |text: &str| count_text(text, counter);
+    let all = if text.is_empty() { Tokens::ZERO } else { count(text) };
+    if all <= most {
+        return all;
+    }
+    let cut = counter.filter(|_| text.len() <= COUNTED_MAX_BYTES);
+    let cut = cut.and_then(|counter| counter.cut(text, most));
+    *text = cut.unwrap_or_else(|| {
+        let bytes = usize::try_from(most.get().saturating_mul(4)).unwrap_or(usize::MAX);
+        text.char_indices().take_while(|(at, _)| *at < bytes).map(|(_, letter)| letter).collect()
+    });
+    most
 }
 
 /// What is changed in a body on its way.
@@ -208,6 +254,7 @@ mod tests {
                 alias: Some("mine".into()),
                 include_usage: false,
                 max_tokens: max_tokens.map(Tokens),
+                ceiling: None,
                 choices: 1,
                 prompt: Tokens(10),
                 exact: true,
@@ -272,6 +319,58 @@ mod tests {
         assert_eq!(value["choices"][0]["finish_reason"], "length");
         assert_eq!(value["choices"][0]["message"]["content"], "word word word word ");
         assert_eq!(watched.usage.completion, Tokens(5));
+    }
+
+    fn cut_of(max_tokens: u64, choices: &str) -> (Value, Usage) {
+        let body = Bytes::from(format!(r#"{{"model":"inner","choices":[{choices}]}}"#));
+        let (out, watched) = check(&job(Route::Chat, Some(max_tokens)), body).unwrap();
+        (serde_json::from_slice(&out).unwrap(), watched.usage)
+    }
+
+    #[test]
+    fn only_the_choice_beyond_the_limit_is_cut() {
+        let long = "word ".repeat(200);
+        let (value, usage) = cut_of(
+            5,
+            &format!(
+                r#"{{"index":0,"message":{{"content":"short"}},"finish_reason":"stop"}},
+                   {{"index":1,"message":{{"content":"{long}"}},"finish_reason":"stop"}}"#
+            ),
+        );
+        assert_eq!(value["choices"][0]["finish_reason"], "stop");
+        assert_eq!(value["choices"][0]["message"]["content"], "short");
+        assert_eq!(value["choices"][1]["finish_reason"], "length");
+        assert_eq!(usage.completion, Tokens(6));
+    }
+
+    /// Thinking counts against the limit, and comes before the text.
+    #[test]
+    fn thinking_is_cut_before_the_text() {
+        let long = "word ".repeat(200);
+        for field in ["reasoning", "reasoning_content"] {
+            let message = format!(r#"{{"content":"so","{field}":"{long}"}}"#);
+            let choice = format!(r#"{{"index":0,"message":{message},"finish_reason":"stop"}}"#);
+            let (value, usage) = cut_of(5, &choice);
+            assert_eq!(value["choices"][0]["message"][field], "word word word word ");
+            assert_eq!(value["choices"][0]["message"]["content"], "");
+            assert_eq!(usage.completion, Tokens(5));
+        }
+    }
+
+    #[test]
+    fn tool_calls_have_the_slack_that_they_have_in_streams() {
+        let choice = |bytes: usize| {
+            let function = format!(r#"{{"name":"f","arguments":"{}"}}"#, "x".repeat(bytes));
+            let message = format!(r#"{{"content":null,"tool_calls":[{{"function":{function}}}]}}"#);
+            format!(r#"{{"index":0,"message":{message},"finish_reason":"tool_calls"}}"#)
+        };
+        let (value, _) = cut_of(5, &choice(300));
+        assert_eq!(value["choices"][0]["finish_reason"], "tool_calls");
+        let (value, usage) = cut_of(5, &choice(5000));
+        assert_eq!(value["choices"][0]["finish_reason"], "length");
+        let call = &value["choices"][0]["message"]["tool_calls"][0]["function"]["arguments"];
+        assert_eq!(call.as_str().unwrap().len(), 74 * 4);
+        assert_eq!(usage.completion, Tokens(5));
     }
 
     #[test]
