@@ -238,14 +238,15 @@ impl Body for Answering {
 
 /// Handles a request; a panic in it costs this request and no other.
 async fn unpanicked(broker: Arc<Broker>, request: Request<Incoming>) -> Response<Reply> {
-    let mut work = std::pin::pin!(broker.handle(request));
+    // Made here, so that the answer after a panic has the id that the log has.
+    let id = RequestId::fresh();
+    let mut work = std::pin::pin!(broker.handle_as(id.clone(), request));
     let done = poll_fn(|cx| match catch_unwind(AssertUnwindSafe(|| work.as_mut().poll(cx))) {
         Ok(poll) => poll.map(Some),
         Err(_) => Poll::Ready(None),
     })
     .await;
     done.unwrap_or_else(|| {
-        let id = RequestId::fresh();
         tracing::error!(id = id.as_str(), "a request ended by a fault of this daemon");
         let text =
             "A fault of this daemon ended the request. Please report it with the request id.";

@@ -88,13 +88,25 @@ impl Broker {
     where
         B: http_body::Body<Data = Bytes> + Unpin,
     {
-        let id = RequestId::fresh();
+        self.handle_as(RequestId::fresh(), request).await
+    }
+
+    /// As [`Broker::handle`], for a request that has its id already.
+    pub async fn handle_as<B>(
+        self: &Arc<Self>,
+        id: RequestId,
+        request: HttpRequest<B>,
+    ) -> Response<Reply>
+    where
+        B: http_body::Body<Data = Bytes> + Unpin,
+    {
         let (head, mut body) = request.into_parts();
         let route = match find(&head.method, head.uri.path()) {
             Ok(Target::Generate(route)) => route,
             Ok(Target::Models(one)) => return self.models(&id, &head.headers, one.as_deref()),
             Err(refusal) => {
                 Record::begin(Arc::clone(&self.books), id.clone(), "none").refused(&refusal);
+                answer::discard(&mut body).await;
                 return answer::refused(&refusal, &id);
             }
         };
