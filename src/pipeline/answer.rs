@@ -17,9 +17,11 @@ use http_body_util::BodyExt;
 use std::{
     convert::Infallible,
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll},
     time::Duration,
 };
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 /// The body of an answer.
 #[derive(Debug)]
@@ -87,6 +89,38 @@ const SURPLUS_MAX: usize = 64 << 20;
 /// And for how long.
 const SURPLUS_LIMIT: Duration = Duration::from_secs(5);
 
+/// Takes room for a body before a byte of it is read, `all_kib` at most. What does not say its length
+/// takes the most that one may have. The room is held for as long as the body is.
+///
+/// # Errors
+/// No room came within `limit`.
+pub async fn body_room(
+    bodies: &Arc<Semaphore>,
+    all_kib: usize,
+    headers: &HeaderMap,
+    limits: &Limits,
+    limit: Duration,
+) -> Result<OwnedSemaphorePermit, Refusal> {
+    let max = limits.body_max.get();
+    let kib = match announced(headers) {
+        // It will be refused, and nothing of it is kept.
+        Some(length) if length > max => 0,
+        length => usize::try_from(length.unwrap_or(max).div_ceil(1024)).unwrap_or(all_kib),
+    };
+    let kib = u32::try_from(kib.min(all_kib)).unwrap_or(u32::MAX);
+    match tokio::time::timeout(limit, Arc::clone(bodies).acquire_many_owned(kib)).await {
+        Ok(Ok(room)) => Ok(room),
+        Ok(Err(_)) | Err(_) => {
+            let text = "Too many large requests come in at once. Retry in a moment.";
+            Err(Refusal::new(Reason::QueueFull, text).retry_after(Duration::from_secs(1)))
+        }
+    }
+}
+
+fn announced(headers: &HeaderMap) -> Option<u64> {
+    headers.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok())
+}
+
 /// Reads a body within its bounds of size and time.
 ///
 /// # Errors
@@ -101,10 +135,7 @@ where
     B: Body<Data = Bytes> + Unpin,
 {
     let max = usize::try_from(limits.body_max.get()).unwrap_or(usize::MAX);
-    let announced = headers
-        .get(CONTENT_LENGTH)
-        .and_then(|value| value.to_str().ok()?.parse::<u64>().ok())
-        .and_then(|length| usize::try_from(length).ok());
+    let announced = announced(headers).map(|length| usize::try_from(length).unwrap_or(usize::MAX));
     let whole = async {
         // What is announced as too large is not gathered first.
         if announced.is_some_and(|length| length > max) {
@@ -192,10 +223,7 @@ where
 mod tests {
     use super::*;
     use http::HeaderValue;
-    use std::sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    };
+    use std::sync::atomic::{AtomicUsize, Ordering};
 
     const PIECE: usize = 64 * 1024;
 
