@@ -155,7 +155,9 @@ async fn connection(
         }
     };
     let answering = busy.load(Ordering::Relaxed) > 0;
-    let (mut stream, violation) = connection.into_parts().io.into_inner().into_parts();
+    let guarded = connection.into_parts().io.into_inner();
+    let answering = answering && guarded.has_answered();
+    let (mut stream, violation) = guarded.into_parts();
     match (result, violation) {
         // In the middle of an answer there is no place for another. Between two requests the library
         // takes the guard's error for an orderly end, so its own result says nothing here.
