@@ -122,6 +122,8 @@ pub fn response(refusal: &Refusal, id: &RequestId) -> Response<Bytes> {
     match refusal.reason {
         Reason::MissingKey | Reason::WrongKey => {
             headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+            // Whoever has no key keeps no connection: the places are for those who do.
+            headers.insert(CONNECTION, HeaderValue::from_static("close"));
         }
         Reason::MethodNotAllowed => {
             let allow = refusal.allow.as_deref().unwrap_or("POST");
@@ -163,6 +165,16 @@ mod tests {
         assert_eq!(body["error"]["code"], "queue_full");
         assert_eq!(body["error"]["param"], "model");
         assert_eq!(body["error"]["request_id"], id.as_str());
+    }
+
+    /// They kept their place among the connections for as long as an idle caller may.
+    #[test]
+    fn callers_without_a_key_keep_no_connection() {
+        for reason in [Reason::MissingKey, Reason::WrongKey] {
+            let response = response(&Refusal::new(reason, "No."), &RequestId::fresh());
+            assert_eq!(response.status(), 401);
+            assert_eq!(response.headers()["connection"], "close");
+        }
     }
 
     #[test]

@@ -13,6 +13,9 @@ use tokio::{
     sync::mpsc,
 };
 
+/// Threads for blocking work that is not the study of bodies.
+const SPARE_THREADS: usize = 4;
+
 /// Runs the daemon until it is told to stop.
 pub fn run(path: &Path) -> Result<(), Failure> {
     let loaded = config::load(path).map_err(|problems| configuration(path, &problems))?;
@@ -70,7 +73,9 @@ pub fn simulate(options: simulate::SimulateOptions) -> Result<(), Failure> {
 pub fn runtime(settings: &Settings) -> Result<tokio::runtime::Runtime, Failure> {
     tokio::runtime::Builder::new_multi_thread()
         .worker_threads(settings.threads.carry)
-        .max_blocking_threads(settings.threads.compute.max(1))
+        // Bodies take `compute` of them at most; the others are there so that no name lookup and no
+        // loading of files ever waits behind bodies.
+        .max_blocking_threads(settings.threads.compute.max(1).saturating_add(SPARE_THREADS))
         .thread_name("berthd")
         .enable_all()
         .build()

@@ -66,11 +66,28 @@ impl Follower {
         matches!(&self.phase, Phase::Head(so_far) if !so_far.is_empty())
     }
 
-    /// Follows more bytes.
+    /// Follows the empty lines that may stand before a request, and says how many bytes they are.
+    ///
+    /// # Errors
+    /// As [`Follower::follow`].
+    pub fn skip_blank(&mut self, bytes: &[u8]) -> Result<usize, Violation> {
+        let Phase::Head(so_far) = &mut self.phase else { return Ok(0) };
+        if !(so_far.is_empty() || so_far == b"\r") {
+            return Ok(0);
+        }
+        let is_blank = |byte: &&u8| matches!(**byte, b'\r' | b'\n');
+        let blank = bytes.iter().take_while(is_blank).count();
+        take_head(so_far, bytes.get(..blank).unwrap_or_default())?;
+        Ok(blank)
+    }
+
+    /// Follows more bytes, up to the end of the request that they belong to. Says how many those are.
     ///
     /// # Errors
     /// A rule is broken. The bytes must not be read any further.
-    pub fn follow(&mut self, mut bytes: &[u8]) -> Result<(), Violation> {
+    pub fn follow(&mut self, bytes: &[u8]) -> Result<usize, Violation> {
+        let all = bytes.len();
+        let mut bytes = bytes;
         while !bytes.is_empty() {
             match &mut self.phase {
                 Phase::Head(so_far) => {
@@ -78,6 +95,9 @@ impl Follower {
                     bytes = bytes.get(taken..).unwrap_or_default();
                     if whole {
                         self.phase = check_head(so_far)?;
+                        if self.is_idle() {
+                            break;
+                        }
                     }
                 }
                 Phase::Body(left) => {
@@ -88,6 +108,7 @@ impl Follower {
                         .unwrap_or_default();
                     if *left == 0 {
                         self.phase = Phase::Head(Vec::new());
+                        break;
                     }
                 }
                 Phase::Chunked(chunked) => {
@@ -95,11 +116,12 @@ impl Follower {
                     bytes = bytes.get(piece.len()..).unwrap_or_default();
                     if matches!(piece, Piece::Over(_)) {
                         self.phase = Phase::Head(Vec::new());
+                        break;
                     }
                 }
             }
         }
-        Ok(())
+        Ok(all - bytes.len())
     }
 }
 
@@ -216,9 +238,17 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
+    /// Follows request after request to the end of the bytes.
+    fn follow_all(follower: &mut Follower, mut bytes: &[u8]) -> Result<(), Violation> {
+        while !bytes.is_empty() {
+            bytes = &bytes[follower.follow(bytes)?..];
+        }
+        Ok(())
+    }
+
     fn follow(text: &str) -> Result<bool, &'static str> {
         let mut follower = Follower::default();
-        follower.follow(text.as_bytes()).map_err(Violation::text)?;
+        follow_all(&mut follower, text.as_bytes()).map_err(Violation::text)?;
         Ok(follower.is_idle())
     }
 
@@ -233,6 +263,26 @@ mod tests {
         let three = "GET /a HTTP/1.0\r\n\r\n";
         assert_eq!(follow(&format!("{one}{two}\r\n{three}{one}")), Ok(true));
         assert_eq!(with("Content-Length: 5\r\n"), Ok(false));
+    }
+
+    #[test]
+    fn each_request_ends_where_it_ends() {
+        for one in [
+            "POST /a HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\nabc",
+            "POST /a HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n",
+            "GET /a HTTP/1.0\r\n\r\n",
+        ] {
+            let mut follower = Follower::default();
+            assert_eq!(follower.follow(format!("{one}\r\n{one}").as_bytes()), Ok(one.len()));
+            assert!(follower.is_idle());
+            assert_eq!(follower.skip_blank(b"\r\n\r"), Ok(3));
+            assert!(follower.in_head(), "a line feed must follow");
+            assert_eq!(follower.skip_blank(format!("\n{one}").as_bytes()), Ok(1));
+            assert!(follower.is_idle());
+            assert_eq!(follower.follow(&one.as_bytes()[..5]), Ok(5));
+            assert_eq!(follower.skip_blank(b"\r\n"), Ok(0), "inside a head nothing is blank");
+        }
+        assert!(Follower::default().skip_blank(b"\n").is_err());
     }
 
     #[test]
@@ -301,7 +351,7 @@ mod tests {
             cuts.extend([0, bytes.len()]);
             cuts.sort_unstable();
             let mut follower = Follower::default();
-            let verdict: Result<(), Violation> = cuts.windows(2).try_for_each(|pair| follower.follow(&bytes[pair[0]..pair[1]]));
+            let verdict: Result<(), Violation> = cuts.windows(2).try_for_each(|pair| follow_all(&mut follower, &bytes[pair[0]..pair[1]]));
             prop_assert_eq!(verdict.is_err(), bad);
             prop_assert!(bad || follower.is_idle());
         }

@@ -155,7 +155,9 @@ async fn connection(
         }
     };
     let answering = busy.load(Ordering::Relaxed) > 0;
-    let (mut stream, violation) = connection.into_parts().io.into_inner().into_parts();
+    let guarded = connection.into_parts().io.into_inner();
+    let answering = answering && guarded.has_answered();
+    let (mut stream, violation) = guarded.into_parts();
     match (result, violation) {
         // In the middle of an answer there is no place for another. Between two requests the library
         // takes the guard's error for an orderly end, so its own result says nothing here.
@@ -238,14 +240,15 @@ impl Body for Answering {
 
 /// Handles a request; a panic in it costs this request and no other.
 async fn unpanicked(broker: Arc<Broker>, request: Request<Incoming>) -> Response<Reply> {
-    let mut work = std::pin::pin!(broker.handle(request));
+    // Made here, so that the answer after a panic has the id that the log has.
+    let id = RequestId::fresh();
+    let mut work = std::pin::pin!(broker.handle_as(id.clone(), request));
     let done = poll_fn(|cx| match catch_unwind(AssertUnwindSafe(|| work.as_mut().poll(cx))) {
         Ok(poll) => poll.map(Some),
         Err(_) => Poll::Ready(None),
     })
     .await;
     done.unwrap_or_else(|| {
-        let id = RequestId::fresh();
         tracing::error!(id = id.as_str(), "a request ended by a fault of this daemon");
         let text =
             "A fault of this daemon ended the request. Please report it with the request id.";

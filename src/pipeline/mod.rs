@@ -43,7 +43,7 @@ use std::{
     },
     time::Duration,
 };
-use tokio::time::Instant;
+use tokio::{sync::Semaphore, time::Instant};
 
 /// Everything a request meets on its way.
 pub struct Broker {
@@ -55,7 +55,16 @@ pub struct Broker {
     pub books: Arc<Books>,
     /// Set once, when the daemon stops: new requests are refused.
     pub stopping: AtomicBool,
+    /// One permit for each compute thread, taken before work is handed to them: who waits for one can
+    /// still leave, and what is never handed over is never done for nobody.
+    pub compute: Arc<Semaphore>,
+    /// Memory for the bodies that are read or studied, one permit for each KiB.
+    pub bodies: Arc<Semaphore>,
 }
+
+/// Memory for all bodies that are read or studied. Sixteen of the largest, by default; those that were
+/// studied wait in the queue, which has its own bounds.
+const BODIES_MAX_KIB: usize = 256 << 10;
 
 /// What a reload replaces as one.
 pub struct Live {
@@ -73,11 +82,14 @@ impl Broker {
     /// A broker without servers.
     pub fn new(live: Live) -> Arc<Self> {
         let dispatch = Dispatch::new(&live.settings);
+        let compute = Arc::new(Semaphore::new(live.settings.threads.compute.max(1)));
         Arc::new(Self {
             live: ArcSwap::from_pointee(live),
             dispatch,
             books: Arc::new(Books::default()),
             stopping: AtomicBool::new(false),
+            compute,
+            bodies: Arc::new(Semaphore::new(BODIES_MAX_KIB)),
         })
     }
 
@@ -89,13 +101,25 @@ impl Broker {
     where
         B: http_body::Body<Data = Bytes> + Unpin,
     {
-        let id = RequestId::fresh();
+        self.handle_as(RequestId::fresh(), request).await
+    }
+
+    /// As [`Broker::handle`], for a request that has its id already.
+    pub async fn handle_as<B>(
+        self: &Arc<Self>,
+        id: RequestId,
+        request: HttpRequest<B>,
+    ) -> Response<Reply>
+    where
+        B: http_body::Body<Data = Bytes> + Unpin,
+    {
         let (head, mut body) = request.into_parts();
         let route = match find(&head.method, head.uri.path()) {
             Ok(Target::Generate(route)) => route,
             Ok(Target::Models(one)) => return self.models(&id, &head.headers, one.as_deref()),
             Err(refusal) => {
                 Record::begin(Arc::clone(&self.books), id.clone(), "none").refused(&refusal);
+                answer::discard(&mut body).await;
                 return answer::refused(&refusal, &id);
             }
         };
@@ -131,8 +155,10 @@ impl Broker {
         let deadline = auth::deadline(headers)?;
         // parse, authorise, count
         answer::check_media(headers)?;
-        let body = read_body(body, headers, &settings.limits, settings.listen.body_limit).await?;
-        let studied = self.study(&live, &tenant, route, body).await?;
+        let (limits, limit) = (&settings.limits, settings.listen.body_limit);
+        let room = answer::body_room(&self.bodies, BODIES_MAX_KIB, headers, limits, limit).await?;
+        let body = read_body(body, headers, limits, limit).await?;
+        let studied = self.study(&live, &tenant, route, (body, room)).await?;
         record.model = Some(studied.entry.model.clone());
         let counted = self.count(&studied).await?;
         record.counted = Some(counted);

@@ -89,7 +89,8 @@ pub struct Books {
     pub recent: Recent,
 }
 
-/// The record of a request under way. Dropped before its end is written, it says that the caller left.
+/// The record of a request under way. Dropped before its end is written, it says that the caller left, or
+/// where a panic drops it, that this daemon failed.
 #[derive(Debug)]
 pub struct Record {
     books: Arc<Books>,
@@ -240,6 +241,32 @@ impl Record {
 
 impl Drop for Record {
     fn drop(&mut self) {
-        self.write(Class::Cancelled, None, None);
+        if std::thread::panicking() {
+            // The caller stayed; it is this daemon that left.
+            self.write(Class::Failed, Some(Reason::Internal), None);
+        } else {
+            self.write(Class::Cancelled, None, None);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::snapshot::GpuPlane;
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+
+    /// A panic counted as a caller who left.
+    #[tokio::test]
+    async fn a_panic_is_a_failure() {
+        let books = Arc::new(Books::default());
+        let panicked = catch_unwind(AssertUnwindSafe(|| {
+            let _record = Record::begin(Arc::clone(&books), RequestId::fresh(), "chat");
+            panic!("a fault for the test");
+        }));
+        assert!(panicked.is_err());
+        let page = books.metrics.page(&std::collections::BTreeMap::new(), &[], &GpuPlane::Off);
+        assert!(page.contains("class=\"failed\""), "{page}");
+        assert!(!page.contains("class=\"cancelled\""), "{page}");
     }
 }

@@ -21,6 +21,7 @@ use crate::{
 };
 use bytes::Bytes;
 use std::sync::Arc;
+use tokio::sync::OwnedSemaphorePermit;
 
 /// Bodies up to this size are studied in place: it takes less than handing them over would.
 const INLINE_MAX: usize = 32 * 1024;
@@ -49,19 +50,30 @@ pub struct Studied {
 }
 
 impl Broker {
-    /// Studies a body, on the compute threads if it is large.
+    /// Studies a body, on the compute threads if it is large. The body's room is given back with it.
+    ///
+    /// Dropping the future before a compute thread is free ends it at once. Work that has begun cannot
+    /// be called back; it keeps its thread and its room to its end.
     pub(super) async fn study(
         self: &Arc<Self>,
         live: &Arc<Live>,
         tenant: &Arc<Tenant>,
         route: Route,
-        body: Bytes,
+        (body, room): (Bytes, OwnedSemaphorePermit),
     ) -> Result<Studied, Refusal> {
         if body.len() <= INLINE_MAX {
             return self.study_here(live, tenant, route, &body);
         }
+        // The pool's own queue has no bound and nobody can leave it, so it is never used as one.
+        let turn = Arc::clone(&self.compute).acquire_owned().await;
+        let turn = turn.map_err(|error| Refusal::new(Reason::Internal, error.to_string()))?;
         let (broker, live, tenant) = (Arc::clone(self), Arc::clone(live), Arc::clone(tenant));
-        let work = move || broker.study_here(&live, &tenant, route, &body);
+        let work = move || {
+            let _held = (turn, room);
+            // Moved in, so that it is gone before its room is given back.
+            let body = body;
+            broker.study_here(&live, &tenant, route, &body)
+        };
         tokio::task::spawn_blocking(work)
             .await
             .unwrap_or_else(|error| Err(Refusal::new(Reason::Internal, error.to_string())))
@@ -216,5 +228,71 @@ impl Studied {
             limits,
             wishes,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{admit::Admission, pipeline::auth::Keys, pipeline::count::Counters};
+    use http::Response;
+    use http_body_util::Full;
+    use std::time::Duration;
+    use tokio::time::{Instant, timeout};
+
+    /// The key of the one tenant is "example".
+    const SETTINGS: &str = "[[tenants]]\nname = \"a\"\nkeys_sha256 = [\"50d858e0985ecc7f60418aaf0cc5ab587f42c2570a884095a9e8ccacd0f6545c\"]\n[threads]\ncompute = 2\n";
+
+    fn broker() -> Arc<Broker> {
+        let settings = config::parse_text("test", SETTINGS).unwrap().settings;
+        let keys = Keys::new(&settings.tenants);
+        let admission = Admission::new(&settings.tenants, None, Instant::now());
+        Broker::new(Live { settings, keys, admission, counters: Counters::default() })
+    }
+
+    async fn ask(broker: &Arc<Broker>, length: usize) -> Response<super::super::answer::Reply> {
+        let text = "x".repeat(length);
+        let body = format!(r#"{{"model":"m","messages":[{{"role":"user","content":"{text}"}}]}}"#);
+        let request = http::Request::post("/v1/chat/completions")
+            .header("authorization", "Bearer example")
+            .header("content-length", body.len())
+            .body(Full::new(Bytes::from(body)))
+            .unwrap();
+        broker.handle(request).await
+    }
+
+    /// A large body was parsed and counted even when its caller had left before a thread was free, and
+    /// any number of them stood in line.
+    #[tokio::test(start_paused = true)]
+    async fn a_caller_who_leaves_before_a_compute_thread_is_free_is_not_studied() {
+        let broker = broker();
+        let all = broker.bodies.available_permits();
+        let turns = Arc::clone(&broker.compute).acquire_many_owned(2).await.unwrap();
+        let mut asking = Box::pin(ask(&broker, 2 * INLINE_MAX));
+        assert!(timeout(Duration::from_secs(9), asking.as_mut()).await.is_err(), "it waits");
+        assert!(broker.bodies.available_permits() <= all - 64, "its memory is counted");
+        let brokers = Arc::strong_count(&broker);
+        drop(asking);
+        assert_eq!(broker.bodies.available_permits(), all);
+        assert_eq!(Arc::strong_count(&broker), brokers, "nothing was handed to the threads");
+        drop(turns);
+        assert_eq!(ask(&broker, 2 * INLINE_MAX).await.status(), 404, "the next one is studied");
+        assert_eq!(broker.compute.available_permits(), 2);
+        assert_eq!(broker.bodies.available_permits(), all);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn bodies_that_find_no_memory_are_refused_and_may_come_again() {
+        let broker = broker();
+        let all = broker.bodies.available_permits();
+        let others = u32::try_from(all - 10).unwrap();
+        let others = Arc::clone(&broker.bodies).acquire_many_owned(others).await.unwrap();
+        assert_eq!(ask(&broker, 1000).await.status(), 404, "a small one fits");
+        let refused = ask(&broker, 10 * 1024).await;
+        assert_eq!(refused.status(), 503);
+        assert_eq!(refused.headers()["retry-after"], "1");
+        drop(others);
+        assert_eq!(ask(&broker, 10 * 1024).await.status(), 404);
+        assert_eq!(broker.bodies.available_permits(), all);
     }
 }

@@ -30,4 +30,5 @@ mod scripted;
 mod service;
 mod simulate;
 mod streams;
+mod trailing;
 mod vocabularies;
