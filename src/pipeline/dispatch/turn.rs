@@ -43,6 +43,9 @@ impl Dispatch {
             if let Err(full) = state.queue.push(&ticket, waiting) {
                 return Err(state.full(full, ask));
             }
+            // A newcomer may stand where its turn is due: in front by its tier, or behind retried
+            // requests only.
+            state.hand_out();
             (ticket, turn, state.queue_rules.no_server_wait)
         };
         let mut waiter = Waiter { dispatch: self, ticket, turn: Some(turn) };
