@@ -5,6 +5,8 @@
 //! spot, so no task stands between a free server and the next request.
 
 mod state;
+#[cfg(test)]
+mod tests;
 mod turn;
 
 pub use turn::Placement;

@@ -113,13 +113,16 @@ impl State {
         }
     }
 
-    /// Gives turns to whoever is first in each lane, as long as there is room.
+    /// Gives turns along each lane, as long as there is room. Whoever only waits for room keeps those
+    /// behind from overtaking. A retried request does not: the servers it tried are of no use to it,
+    /// and would stand idle while it waits for another.
     pub(super) fn hand_out(&mut self) {
         if self.queue.is_empty() {
             return;
         }
         for model in self.queue.models() {
-            while let Some((place, waiting)) = self.queue.first(&model) {
+            let mut passed: Option<Place> = None;
+            while let Some((place, waiting)) = self.queue.behind(&model, passed) {
                 // A caller who left takes no turn.
                 let gone = waiting.item.give.is_closed();
                 let tokens = waiting.tokens;
@@ -136,7 +139,8 @@ impl State {
                             self.take_back(&granted.server, granted.claim, Instant::now());
                         }
                     }
-                    _ => break,
+                    Choice::Full | Choice::Down if waiting.item.tried.is_empty() => break,
+                    Choice::Full | Choice::Down => passed = Some(place),
                 }
             }
         }

@@ -1,0 +1,123 @@
+//! Turns, with servers that exist in name only.
+
+use super::*;
+use crate::{
+    ids::RequestId,
+    servers::{Answer, Call, CallError, Later, Route},
+    snapshot::{Capacity, ServedModel, ServerKind},
+};
+use bytes::Bytes;
+use std::future::ready;
+use tokio::time::timeout;
+
+/// A server that nobody calls.
+struct Name(ServerId);
+
+impl ModelServer for Name {
+    fn id(&self) -> &ServerId {
+        &self.0
+    }
+
+    fn kind(&self) -> ServerKind {
+        ServerKind::OpenAi
+    }
+
+    fn send(&self, _call: Call) -> Later<'_, Result<Answer, CallError>> {
+        Box::pin(ready(Err(CallError::Refused(RequestId::fresh().as_str().to_owned()))))
+    }
+
+    fn observe<'a>(&'a self, last: &'a ServerState) -> Later<'a, ServerState> {
+        Box::pin(ready(last.clone()))
+    }
+
+    fn count(&self, _route: Route, _body: Bytes) -> Later<'_, Option<Tokens>> {
+        Box::pin(ready(None))
+    }
+}
+
+const SETTINGS: &str = "[[tenants]]\nname = \"t\"\nkeys_sha256 = [\"50d858e0985ecc7f60418aaf0cc5ab587f42c2570a884095a9e8ccacd0f6545c\"]\n[probe]\nstale_after_s = 3600\n";
+
+fn house() -> Arc<Dispatch> {
+    Dispatch::new(&config::parse_text("test", SETTINGS).unwrap().settings)
+}
+
+fn reading(id: &str, health: Health, kv: u64, max_running: u32) -> ServerState {
+    ServerState {
+        health,
+        models: vec![ServedModel { name: "m".into(), context_window: None }],
+        capacity: Capacity { kv_tokens: Some(Tokens(kv)), max_running: Some(max_running) },
+        read_at: Some(Instant::now()),
+        ..ServerState::unknown(id.into(), ServerKind::OpenAi)
+    }
+}
+
+fn join(dispatch: &Arc<Dispatch>, id: &str, kv: u64, max_running: u32) {
+    let server = Arc::new(Name(id.into()));
+    let known = reading(id, Health::Up, kv, max_running);
+    dispatch.join(server, Arc::new(Notify::new()), known);
+}
+
+fn ask(tokens: u64, tier: Tier, tried: &[&str]) -> Ask {
+    Ask {
+        model: "m".into(),
+        tenant: "t".into(),
+        tier,
+        tokens: Tokens(tokens),
+        tried: tried.iter().map(|id| ServerId::from(*id)).collect(),
+        deadline: Instant::now() + Duration::from_secs(600),
+        arrival: None,
+    }
+}
+
+/// A turn that must come without any waiting.
+async fn at_once(dispatch: &Arc<Dispatch>, mut ask: Ask) -> Placement {
+    timeout(Duration::ZERO, dispatch.turn(&mut ask)).await.expect("it has to wait").unwrap()
+}
+
+/// Polls a turn that must wait once more.
+macro_rules! assert_waits {
+    ($turn:expr) => {
+        assert!(timeout(Duration::ZERO, &mut $turn).await.is_err(), "it should wait")
+    };
+}
+
+/// A retried request once kept everybody behind it away from the very servers it had tried: the lane
+/// stood still while they idled.
+#[tokio::test(start_paused = true)]
+async fn a_retried_request_does_not_keep_others_from_servers_it_tried() {
+    let dispatch = house();
+    join(&dispatch, "a", 1000, 2);
+    join(&dispatch, "b", 1000, 1);
+    let on_b = at_once(&dispatch, ask(10, Tier::Standard, &["a"])).await;
+    let mut retried = ask(10, Tier::Standard, &["a"]);
+    let mut retried = Box::pin(dispatch.turn(&mut retried));
+    assert_waits!(retried);
+    // Behind it, a is free: at once, and again when it comes free.
+    let first = at_once(&dispatch, ask(10, Tier::Standard, &[])).await;
+    let _second = at_once(&dispatch, ask(10, Tier::Standard, &[])).await;
+    assert_eq!(first.id().as_str(), "a");
+    let mut third = ask(10, Tier::Standard, &[]);
+    let mut third = Box::pin(dispatch.turn(&mut third));
+    assert_waits!(third);
+    drop(first);
+    assert_eq!(timeout(Duration::ZERO, &mut third).await.unwrap().unwrap().id().as_str(), "a");
+    // And b goes to the one who waited for it.
+    drop(on_b);
+    assert_eq!(timeout(Duration::ZERO, &mut retried).await.unwrap().unwrap().id().as_str(), "b");
+}
+
+/// A newcomer who goes first in the lane and fits once waited for the next event or tick.
+#[tokio::test(start_paused = true)]
+async fn an_urgent_request_that_fits_does_not_wait_behind_a_large_one() {
+    let dispatch = house();
+    join(&dispatch, "a", 1000, 4);
+    let _runs = at_once(&dispatch, ask(500, Tier::Batch, &[])).await;
+    let mut large = ask(800, Tier::Batch, &[]);
+    let mut large = Box::pin(dispatch.turn(&mut large));
+    assert_waits!(large);
+    let _urgent = at_once(&dispatch, ask(100, Tier::Interactive, &[])).await;
+    // Nobody overtakes within a tier, though.
+    let mut small = ask(100, Tier::Batch, &[]);
+    let mut small = Box::pin(dispatch.turn(&mut small));
+    assert_waits!(small);
+}
