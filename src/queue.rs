@@ -137,13 +137,12 @@ impl<T> Queue<T> {
         !self.lanes.contains_key(model)
     }
 
-    /// Requests in this lane that would go before a newcomer of this tier, and the room they need.
-    pub fn ahead(&self, model: &ModelName, tier: Tier) -> (usize, Tokens) {
+    /// Requests in this lane that go before this place, and the room they need.
+    pub fn ahead(&self, model: &ModelName, place: Place) -> (usize, Tokens) {
         let Some(lane) = self.lanes.get(model) else { return (0, Tokens::ZERO) };
-        let last = Place { tier, arrival: u64::MAX };
         let mut tokens = Tokens::ZERO;
         let mut count = 0;
-        for (_, waiting) in lane.range(..=last) {
+        for (_, waiting) in lane.range(..place) {
             tokens = tokens.plus(waiting.tokens);
             count += 1;
         }
@@ -194,7 +193,11 @@ mod tests {
         push(&mut queue, Tier::Standard, "a", 2).unwrap();
         push(&mut queue, Tier::Interactive, "a", 3).unwrap();
         push(&mut queue, Tier::Interactive, "a", 4).unwrap();
-        assert_eq!(queue.ahead(&"m".into(), Tier::Standard), (3, Tokens(30)));
+        let newcomer = Place { tier: Tier::Standard, arrival: u64::MAX };
+        assert_eq!(queue.ahead(&"m".into(), newcomer), (3, Tokens(30)));
+        // A retried request keeps its arrival: nobody who came later is ahead of it.
+        let retried = Place { tier: Tier::Standard, arrival: 0 };
+        assert_eq!(queue.ahead(&"m".into(), retried), (2, Tokens(20)));
         let mut order = Vec::new();
         while let Some((place, _)) = queue.behind(&"m".into(), None) {
             order.push(queue.remove(&Ticket { model: "m".into(), place }).unwrap().item);

@@ -4,7 +4,7 @@ use super::Ask;
 use crate::{
     config,
     error::{Reason, Refusal},
-    ids::{ModelName, ServerId, Tier},
+    ids::{ModelName, ServerId},
     queue::{Full, Limits, Place, Queue, Ticket},
     schedule::{
         self, Choice, Need, Room,
@@ -80,12 +80,8 @@ impl State {
     }
 
     pub(super) fn ticket(&mut self, ask: &mut Ask) -> Ticket {
-        let arrival = match ask.arrival {
-            Some(arrival) => arrival,
-            None => self.queue.arrive(),
-        };
-        ask.arrival = Some(arrival);
-        Ticket { model: ask.model.clone(), place: Place { tier: ask.tier, arrival } }
+        ask.arrival.get_or_insert_with(|| self.queue.arrive());
+        Ticket { model: ask.model.clone(), place: place(ask) }
     }
 
     pub(super) fn grant(&mut self, index: usize, tokens: Tokens) -> Granted {
@@ -157,19 +153,19 @@ impl State {
         });
     }
 
-    pub(super) fn wait_estimate(&self, ask: &Ask, tier: Tier) -> Option<Duration> {
-        let (_, ahead) = self.queue.ahead(&ask.model, tier);
-        self.pace.get(&ask.model)?.wait(ahead.plus(ask.tokens))
+    fn wait_estimate(&self, ask: &Ask, now: Instant) -> Option<Duration> {
+        let (_, ahead) = self.queue.ahead(&ask.model, place(ask));
+        self.pace.get(&ask.model)?.wait(ahead.plus(ask.tokens), now)
     }
 
-    /// A caller whose deadline cannot be met is told so now, not after waiting for it.
-    pub(super) fn refuse_hopeless(
-        &self,
-        ask: &Ask,
-        tier: Tier,
-        now: Instant,
-    ) -> Result<(), Refusal> {
-        let Some(wait) = self.wait_estimate(ask, tier) else { return Ok(()) };
+    /// A caller whose deadline cannot be met is told so now, not after waiting for it. The first in line
+    /// is never hopeless: room may come free any moment, and without anybody waiting a wrong estimate
+    /// would never be put right.
+    pub(super) fn refuse_hopeless(&self, ask: &Ask, now: Instant) -> Result<(), Refusal> {
+        if self.queue.ahead(&ask.model, place(ask)).0 == 0 {
+            return Ok(());
+        }
+        let Some(wait) = self.wait_estimate(ask, now) else { return Ok(()) };
         let left = ask.deadline.saturating_duration_since(now);
         if wait <= left {
             return Ok(());
@@ -186,12 +182,13 @@ impl State {
         let waited = entered.elapsed().as_secs_f64();
         let text =
             format!("No server had room for this request within {waited:.1} s. Retry later.");
-        let wait = self.wait_estimate(ask, ask.tier).unwrap_or(Duration::from_secs(5));
+        let wait = self.wait_estimate(ask, Instant::now()).unwrap_or(Duration::from_secs(5));
         Refusal::new(Reason::WaitTooLong, text).retry_after(bounded(wait))
     }
 
     pub(super) fn full(&self, full: Full, ask: &Ask) -> Refusal {
-        let wait = bounded(self.wait_estimate(ask, ask.tier).unwrap_or(Duration::from_secs(5)));
+        let wait = self.wait_estimate(ask, Instant::now()).unwrap_or(Duration::from_secs(5));
+        let wait = bounded(wait);
         match full {
             Full::Queue => Refusal::new(
                 Reason::QueueFull,
@@ -215,6 +212,11 @@ pub(super) fn limits(settings: &config::Settings) -> Limits {
     let percent = if settings.tenants.len() < 2 { 100 } else { rules.tenant_share_percent };
     let share = rules.length_max.saturating_mul(usize::from(percent)) / 100;
     Limits { length_max: rules.length_max, tenant_max: share.max(1) }
+}
+
+/// Where a request stands or would stand.
+fn place(ask: &Ask) -> Place {
+    Place { tier: ask.tier, arrival: ask.arrival.unwrap_or(u64::MAX) }
 }
 
 fn bounded(wait: Duration) -> Duration {

@@ -2,13 +2,14 @@
 
 use super::*;
 use crate::{
+    error::Reason,
     ids::RequestId,
     servers::{Answer, Call, CallError, Later, Route},
     snapshot::{Capacity, ServedModel, ServerKind},
 };
 use bytes::Bytes;
 use std::future::ready;
-use tokio::time::timeout;
+use tokio::time::{advance, timeout};
 
 /// A server that nobody calls.
 struct Name(ServerId);
@@ -120,4 +121,55 @@ async fn an_urgent_request_that_fits_does_not_wait_behind_a_large_one() {
     let mut small = ask(100, Tier::Batch, &[]);
     let mut small = Box::pin(dispatch.turn(&mut small));
     assert_waits!(small);
+}
+
+/// One slow spell once refused everybody after it, for ever: who is refused brings no observation that
+/// could put the estimate right.
+#[tokio::test(start_paused = true)]
+async fn a_slow_spell_does_not_refuse_for_ever() {
+    let dispatch = house();
+    join(&dispatch, "a", 1000, 1);
+    let soon = || Ask {
+        deadline: Instant::now() + Duration::from_secs(30),
+        ..ask(100, Tier::Standard, &[])
+    };
+    let mut running = at_once(&dispatch, soon()).await;
+    let mut asks = [ask(100, Tier::Standard, &[]), ask(100, Tier::Standard, &[])];
+    asks[1].tier = Tier::Batch;
+    let [first, second] = &mut asks;
+    let mut first = Box::pin(dispatch.turn(first));
+    let mut second = Box::pin(dispatch.turn(second));
+    assert_waits!(first);
+    assert_waits!(second);
+    advance(Duration::from_secs(50)).await;
+    drop(running);
+    running = first.await.unwrap();
+    let mut third = ask(100, Tier::Batch, &[]);
+    let mut third = Box::pin(dispatch.turn(&mut third));
+    assert_waits!(third);
+    advance(Duration::from_secs(50)).await;
+    drop(running);
+    running = second.await.unwrap();
+    // Two tokens a second. Behind another there is no hope, and it is said at once.
+    let mut late = Ask { tier: Tier::Batch, ..soon() };
+    let refused = timeout(Duration::ZERO, dispatch.turn(&mut late)).await.unwrap().unwrap_err();
+    assert_eq!(refused.reason, Reason::WaitTooLong);
+    drop(running);
+    running = third.await.unwrap();
+    // The first in line may always wait: room may come free any moment.
+    let mut next = soon();
+    let mut next = Box::pin(dispatch.turn(&mut next));
+    assert_waits!(next);
+    advance(Duration::from_secs(1)).await;
+    drop(running);
+    let running = next.await.unwrap();
+    // And after a minute without news the old speed tells nothing any more.
+    advance(Duration::from_secs(61)).await;
+    let (mut one, mut two) = (soon(), soon());
+    let (mut one, mut two) = (Box::pin(dispatch.turn(&mut one)), Box::pin(dispatch.turn(&mut two)));
+    assert_waits!(one);
+    assert_waits!(two);
+    drop(running);
+    drop(one.await.unwrap());
+    assert!(two.await.is_ok());
 }

@@ -36,7 +36,7 @@ impl Dispatch {
                 _ => {}
             }
             let ticket = state.ticket(ask);
-            state.refuse_hopeless(ask, ticket.place.tier, entered)?;
+            state.refuse_hopeless(ask, entered)?;
             let (give, turn) = oneshot::channel();
             let item = Turn { give, tried: ask.tried.clone() };
             let waiting = Waiting { tenant: ask.tenant.clone(), tokens: ask.tokens, item };
