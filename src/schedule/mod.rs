@@ -50,8 +50,9 @@ impl Room {
         }
     }
 
-    fn serves(&self, model: &ModelName) -> bool {
-        self.models.contains(model)
+    /// It serves the model and did not have the request yet, usable or not.
+    pub fn may_take(&self, need: Need<'_>) -> bool {
+        self.models.contains(need.model) && !need.tried.contains(&self.id)
     }
 
     fn max_running(&self) -> u32 {
@@ -112,7 +113,7 @@ pub enum Choice {
 /// Chooses a room. A request larger than every server waits for the largest and has it alone; it never
 /// squeezes into a small one while a large one exists.
 pub fn choose(rooms: &[Room], need: Need<'_>) -> Choice {
-    let open = |room: &Room| room.serves(need.model) && !need.tried.contains(&room.id);
+    let open = |room: &Room| room.may_take(need);
     let largest = rooms.iter().filter(|room| open(room) && room.usable).map(Room::size).max();
     let enough = need.tokens.min(largest.unwrap_or(need.tokens));
     let mut best: Option<(usize, &Room)> = None;

@@ -140,6 +140,7 @@ impl Dispatch {
             breaker: Breaker::new(),
             drained,
             busy_until: None,
+            unusable_since: None,
             leaving: false,
         };
         state.berths.insert(id.clone(), berth);
@@ -289,6 +290,10 @@ impl Dispatch {
                 && !berth.drained
                 && !berth.leaving
                 && berth.busy_until.is_none();
+            match room.usable {
+                true => berth.unusable_since = None,
+                false => _ = berth.unusable_since.get_or_insert(now),
+            }
             room.models = berth.state.models.iter().map(|model| model.name.clone()).collect();
             room.capacity = berth.state.capacity.clone();
         }

@@ -45,6 +45,8 @@ pub(super) struct Berth {
     pub(super) breaker: Breaker,
     pub(super) drained: bool,
     pub(super) busy_until: Option<Instant>,
+    /// Since when it has taken no requests.
+    pub(super) unusable_since: Option<Instant>,
     /// No longer configured; goes when its last request has ended.
     pub(super) leaving: bool,
 }
@@ -140,6 +142,15 @@ impl State {
                 }
             }
         }
+    }
+
+    /// Since when no server that this request may go to takes any. `None`: one does.
+    pub(super) fn down_since(&self, need: Need<'_>) -> Option<Instant> {
+        let mut last = None;
+        for room in self.rooms.iter().filter(|room| room.may_take(need)) {
+            last = last.max(Some(self.berths.get(&room.id)?.unusable_since?));
+        }
+        last
     }
 
     pub(super) fn forget_gone(&mut self) {

@@ -39,7 +39,12 @@ impl ModelServer for Name {
 const SETTINGS: &str = "[[tenants]]\nname = \"t\"\nkeys_sha256 = [\"50d858e0985ecc7f60418aaf0cc5ab587f42c2570a884095a9e8ccacd0f6545c\"]\n[probe]\nstale_after_s = 3600\n";
 
 fn house() -> Arc<Dispatch> {
-    Dispatch::new(&config::parse_text("test", SETTINGS).unwrap().settings)
+    house_with("")
+}
+
+fn house_with(more: &str) -> Arc<Dispatch> {
+    let text = format!("{SETTINGS}{more}");
+    Dispatch::new(&config::parse_text("test", &text).unwrap().settings)
 }
 
 fn reading(id: &str, health: Health, kv: u64, max_running: u32) -> ServerState {
@@ -172,4 +177,55 @@ async fn a_slow_spell_does_not_refuse_for_ever() {
     drop(running);
     drop(one.await.unwrap());
     assert!(two.await.is_ok());
+}
+
+/// A server that went down just after somebody looked was once noticed only at the next look, so that
+/// callers waited up to twice as long as the operator allows.
+#[tokio::test(start_paused = true)]
+async fn a_caller_waits_for_a_server_that_went_down_as_long_as_allowed_and_no_longer() {
+    let dispatch = house();
+    join(&dispatch, "a", 1000, 1);
+    join(&dispatch, "b", 1000, 1);
+    let _on_a = at_once(&dispatch, ask(10, Tier::Standard, &["b"])).await;
+    let _on_b = at_once(&dispatch, ask(10, Tier::Standard, &["a"])).await;
+    let mut asked = ask(10, Tier::Standard, &[]);
+    let mut turn = Box::pin(dispatch.turn(&mut asked));
+    assert_waits!(turn);
+    let down = || Health::Down("gone".to_owned());
+    advance(Duration::from_secs(1)).await;
+    dispatch.observe(&reading("a", down(), 1000, 1));
+    advance(Duration::from_secs(2)).await;
+    assert_waits!(turn);
+    // It is the last one's going that counts.
+    dispatch.observe(&reading("b", down(), 1000, 1));
+    let since = Instant::now();
+    let refused = turn.await.unwrap_err();
+    assert_eq!(refused.reason, Reason::NoServer);
+    assert!(since.elapsed().abs_diff(Duration::from_secs(5)) <= Duration::from_millis(1));
+    // One that comes back in between has all of it anew; a newcomer waits from its own coming.
+    let mut asked = ask(10, Tier::Standard, &[]);
+    let mut turn = Box::pin(dispatch.turn(&mut asked));
+    assert_waits!(turn);
+    advance(Duration::from_secs(4)).await;
+    dispatch.observe(&reading("a", Health::Up, 1000, 1));
+    advance(Duration::from_secs(1)).await;
+    dispatch.observe(&reading("a", down(), 1000, 1));
+    let since = Instant::now();
+    assert_eq!(turn.await.unwrap_err().reason, Reason::NoServer);
+    assert!(since.elapsed().abs_diff(Duration::from_secs(5)) <= Duration::from_millis(1));
+}
+
+/// With no wait allowed, everybody in the queue once looked for servers again and again without pause.
+#[tokio::test(start_paused = true)]
+async fn who_may_not_wait_for_a_server_hears_soon_that_it_is_down() {
+    let dispatch = house_with("[queue]\nno_server_wait_s = 0\n");
+    join(&dispatch, "a", 1000, 1);
+    let _on_a = at_once(&dispatch, ask(10, Tier::Standard, &[])).await;
+    let mut asked = ask(10, Tier::Standard, &[]);
+    let mut turn = Box::pin(dispatch.turn(&mut asked));
+    assert_waits!(turn);
+    dispatch.observe(&reading("a", Health::Down("gone".to_owned()), 1000, 1));
+    let since = Instant::now();
+    assert_eq!(turn.await.unwrap_err().reason, Reason::NoServer);
+    assert!(since.elapsed() <= Duration::from_millis(251));
 }

@@ -15,6 +15,9 @@ use crate::{
 use std::{sync::Arc, time::Duration};
 use tokio::{sync::oneshot, time::Instant};
 
+/// Least time between two looks at whether a server is up, where the operator allows no wait for one.
+const LOOK_LEAST: Duration = Duration::from_millis(250);
+
 impl Dispatch {
     /// Waits for a turn. Dropping the future leaves the queue at once; a turn that was already on its
     /// way is given back.
@@ -49,25 +52,21 @@ impl Dispatch {
             (ticket, turn, state.queue_rules.no_server_wait)
         };
         let mut waiter = Waiter { dispatch: self, ticket, turn: Some(turn) };
-        let mut down_since: Option<Instant> = None;
         loop {
             let now = Instant::now();
-            // While no server of the model is up, look again soon; else only the deadline counts.
-            let step = if self.usable(ask) {
-                down_since = None;
-                no_server_wait
-            } else {
-                let down = *down_since.get_or_insert(now);
-                let give_up = down + no_server_wait;
-                if now >= give_up {
+            let down = self.lock().down_since(need(ask));
+            let look = match down.map(|since| since.max(entered) + no_server_wait) {
+                Some(give_up) if now >= give_up => {
                     return Err(no_server(&ask.model, no_server_wait));
                 }
-                give_up - now
+                Some(give_up) => give_up,
+                // A server that goes down from now on is given up no earlier than this.
+                None => now + no_server_wait.max(LOOK_LEAST),
             };
             if now >= ask.deadline {
                 return Err(self.lock().too_late(ask, entered));
             }
-            let until = ask.deadline.min(now + step);
+            let until = ask.deadline.min(look);
             let Some(turn) = waiter.turn.as_mut() else {
                 return Err(Refusal::new(Reason::Internal, "The turn was lost."));
             };
@@ -78,11 +77,6 @@ impl Dispatch {
                 return Ok(self.place(&self.lock(), granted));
             }
         }
-    }
-
-    fn usable(&self, ask: &Ask) -> bool {
-        let state = self.lock();
-        matches!(schedule::choose(&state.rooms, need(ask)), Choice::Here(_) | Choice::Full)
     }
 
     fn place(self: &Arc<Self>, state: &State, granted: Granted) -> Placement {
