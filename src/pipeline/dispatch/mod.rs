@@ -11,7 +11,7 @@ mod turn;
 
 pub use turn::Placement;
 
-use state::{Berth, DEFAULT_OUTPUT, State, limits};
+use state::{Berth, DEFAULT_OUTPUT, Granted, State, limits};
 
 use crate::{
     config,
@@ -41,6 +41,8 @@ pub struct Ask {
     pub tier: Tier,
     /// Input plus expected output.
     pub tokens: Tokens,
+    /// Answers that it makes at once: `n` times its prompts.
+    pub sequences: u32,
     /// Servers that had it already.
     pub tried: Vec<ServerId>,
     /// The latest time a turn is of use.
@@ -257,7 +259,7 @@ impl Dispatch {
                 Some(ServerView {
                     state: berth.state.clone(),
                     placed_tokens: room.placed_tokens,
-                    placed: room.placed,
+                    placed: room.requests,
                     breaker_open: berth.breaker.is_open(),
                     drained: berth.drained,
                     usable: room.usable,
@@ -269,9 +271,9 @@ impl Dispatch {
     }
 
     /// Gives room back and hands it on.
-    fn release(&self, id: &ServerId, tokens: Tokens) {
+    fn release(&self, granted: &Granted) {
         let mut state = self.lock();
-        state.take_back(id, tokens, Instant::now());
+        state.take_back(granted, Instant::now());
         state.hand_out();
         state.forget_gone();
     }

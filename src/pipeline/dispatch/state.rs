@@ -55,6 +55,7 @@ pub(super) struct Berth {
 pub(super) struct Turn {
     pub(super) give: oneshot::Sender<Granted>,
     pub(super) tried: Vec<ServerId>,
+    pub(super) sequences: u32,
 }
 
 /// A turn, in the hands of whoever waited for it.
@@ -62,6 +63,7 @@ pub(super) struct Turn {
 pub(super) struct Granted {
     pub(super) server: ServerId,
     pub(super) claim: Tokens,
+    pub(super) sequences: u32,
 }
 
 /// Expected output of a model nobody configured.
@@ -86,23 +88,33 @@ impl State {
         Ticket { model: ask.model.clone(), place: place(ask) }
     }
 
-    pub(super) fn grant(&mut self, index: usize, tokens: Tokens) -> Granted {
+    pub(super) fn grant(&mut self, index: usize, tokens: Tokens, sequences: u32) -> Granted {
         let Some(room) = self.rooms.get_mut(index) else {
             // `index` comes from a choice over these rooms under the same lock.
-            return Granted { server: ServerId::from(""), claim: Tokens::ZERO };
+            return Granted { server: ServerId::from(""), claim: Tokens::ZERO, sequences: 0 };
         };
         let claim = room.claim(tokens);
         room.placed_tokens = room.placed_tokens.plus(claim);
-        room.placed += 1;
+        let sequences = room.claim_sequences(sequences);
+        room.placed = room.placed.saturating_add(sequences);
+        room.requests += 1;
         room.placed_ever += 1;
-        Granted { server: room.id.clone(), claim }
+        Granted { server: room.id.clone(), claim, sequences }
     }
 
-    pub(super) fn take_back(&mut self, id: &ServerId, tokens: Tokens, now: Instant) {
-        let Some(room) = self.rooms.iter_mut().find(|room| room.id == *id) else { return };
-        debug_assert!(room.placed > 0 && room.placed_tokens >= tokens, "room given back twice");
+    pub(super) fn take_back(&mut self, granted: &Granted, now: Instant) {
+        let tokens = granted.claim;
+        let room = self.rooms.iter_mut().find(|room| room.id == granted.server);
+        let Some(room) = room else { return };
+        debug_assert!(
+            room.requests > 0
+                && room.placed >= granted.sequences
+                && room.placed_tokens >= granted.claim,
+            "room given back twice"
+        );
         room.placed_tokens = room.placed_tokens.less(tokens);
-        room.placed = room.placed.saturating_sub(1);
+        room.placed = room.placed.saturating_sub(granted.sequences);
+        room.requests = room.requests.saturating_sub(1);
         for model in &room.models {
             let busy = !self.queue.is_idle(model);
             if busy || self.pace.contains_key(model) {
@@ -123,8 +135,8 @@ impl State {
             while let Some((place, waiting)) = self.queue.behind(&model, passed) {
                 // A caller who left takes no turn.
                 let gone = waiting.item.give.is_closed();
-                let tokens = waiting.tokens;
-                let need = Need { model: &model, tokens, tried: &waiting.item.tried };
+                let (tokens, sequences) = (waiting.tokens, waiting.item.sequences);
+                let need = Need { model: &model, tokens, sequences, tried: &waiting.item.tried };
                 let choice =
                     if gone { Choice::Nobody } else { schedule::choose(&self.rooms, need) };
                 let ticket = Ticket { model: model.clone(), place };
@@ -132,9 +144,9 @@ impl State {
                     Choice::Nobody => drop(self.queue.remove(&ticket)),
                     Choice::Here(index) => {
                         let Some(waiting) = self.queue.remove(&ticket) else { break };
-                        let granted = self.grant(index, tokens);
+                        let granted = self.grant(index, tokens, sequences);
                         if let Err(granted) = waiting.item.give.send(granted) {
-                            self.take_back(&granted.server, granted.claim, Instant::now());
+                            self.take_back(&granted, Instant::now());
                         }
                     }
                     Choice::Full | Choice::Down if waiting.item.tried.is_empty() => break,
@@ -156,7 +168,7 @@ impl State {
     pub(super) fn forget_gone(&mut self) {
         let berths = &mut self.berths;
         self.rooms.retain(|room| {
-            let gone = room.placed == 0 && berths.get(&room.id).is_none_or(|berth| berth.leaving);
+            let gone = room.requests == 0 && berths.get(&room.id).is_none_or(|berth| berth.leaving);
             if gone {
                 berths.remove(&room.id);
             }

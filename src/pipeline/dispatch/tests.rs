@@ -69,6 +69,7 @@ fn ask(tokens: u64, tier: Tier, tried: &[&str]) -> Ask {
         tenant: "t".into(),
         tier,
         tokens: Tokens(tokens),
+        sequences: 1,
         tried: tried.iter().map(|id| ServerId::from(*id)).collect(),
         deadline: Instant::now() + Duration::from_secs(600),
         arrival: None,
@@ -228,4 +229,31 @@ async fn who_may_not_wait_for_a_server_hears_soon_that_it_is_down() {
     let since = Instant::now();
     assert_eq!(turn.await.unwrap_err().reason, Reason::NoServer);
     assert!(since.elapsed() <= Duration::from_millis(251));
+}
+
+/// A request for many answers once took one place of `max_running`, however many sequences it ran.
+#[tokio::test(start_paused = true)]
+async fn a_request_takes_as_many_places_as_it_has_sequences() {
+    let dispatch = house();
+    join(&dispatch, "a", 1000, 4);
+    let of = |sequences| Ask { sequences, ..ask(10, Tier::Standard, &[]) };
+    let three = at_once(&dispatch, of(3)).await;
+    let mut two = of(2);
+    let mut two = Box::pin(dispatch.turn(&mut two));
+    assert_waits!(two);
+    assert_eq!(dispatch.servers()[0].placed, 1, "operators see requests");
+    drop(three);
+    let two = timeout(Duration::ZERO, two).await.unwrap().unwrap();
+    // One with more than the server ever runs has it alone, and gives back what it took.
+    let mut nine = of(9);
+    let mut nine = Box::pin(dispatch.turn(&mut nine));
+    assert_waits!(nine);
+    drop(two);
+    let nine = timeout(Duration::ZERO, nine).await.unwrap().unwrap();
+    let mut one = of(1);
+    let mut one = Box::pin(dispatch.turn(&mut one));
+    assert_waits!(one);
+    drop(nine);
+    drop(timeout(Duration::ZERO, one).await.unwrap().unwrap());
+    let _all = at_once(&dispatch, of(4)).await;
 }

@@ -10,7 +10,6 @@ use crate::{
     queue::{Ticket, Waiting},
     schedule::{self, Choice, Need},
     servers::ModelServer,
-    units::Tokens,
 };
 use std::{sync::Arc, time::Duration};
 use tokio::{sync::oneshot, time::Instant};
@@ -32,7 +31,7 @@ impl Dispatch {
             let choice = schedule::choose(&state.rooms, need(ask));
             match choice {
                 Choice::Here(index) if nobody_waits => {
-                    let granted = state.grant(index, ask.tokens);
+                    let granted = state.grant(index, ask.tokens, ask.sequences);
                     return Ok(self.place(&state, granted));
                 }
                 Choice::Nobody => return Err(nobody(ask)),
@@ -41,7 +40,7 @@ impl Dispatch {
             let ticket = state.ticket(ask);
             state.refuse_hopeless(ask, entered)?;
             let (give, turn) = oneshot::channel();
-            let item = Turn { give, tried: ask.tried.clone() };
+            let item = Turn { give, tried: ask.tried.clone(), sequences: ask.sequences };
             let waiting = Waiting { tenant: ask.tenant.clone(), tokens: ask.tokens, item };
             if let Err(full) = state.queue.push(&ticket, waiting) {
                 return Err(state.full(full, ask));
@@ -81,18 +80,12 @@ impl Dispatch {
 
     fn place(self: &Arc<Self>, state: &State, granted: Granted) -> Placement {
         let server = state.berths.get(&granted.server).map(|berth| Arc::clone(&berth.server));
-        Placement {
-            dispatch: Arc::clone(self),
-            id: granted.server,
-            tokens: granted.claim,
-            server,
-            left: false,
-        }
+        Placement { dispatch: Arc::clone(self), granted, server, left: false }
     }
 }
 
 fn need(ask: &Ask) -> Need<'_> {
-    Need { model: &ask.model, tokens: ask.tokens, tried: &ask.tried }
+    Need { model: &ask.model, tokens: ask.tokens, sequences: ask.sequences, tried: &ask.tried }
 }
 
 fn nobody(ask: &Ask) -> Refusal {
@@ -126,7 +119,7 @@ impl Drop for Waiter<'_> {
         }
         drop(state);
         if let Ok(granted) = turn.try_recv() {
-            self.dispatch.release(&granted.server, granted.claim);
+            self.dispatch.release(&granted);
         }
     }
 }
@@ -134,22 +127,21 @@ impl Drop for Waiter<'_> {
 /// Room on one server, held for one call. Dropping it gives the room back.
 pub struct Placement {
     dispatch: Arc<Dispatch>,
-    id: ServerId,
-    tokens: Tokens,
+    granted: Granted,
     server: Option<Arc<dyn ModelServer>>,
     left: bool,
 }
 
 impl std::fmt::Debug for Placement {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Placement").field("id", &self.id).field("tokens", &self.tokens).finish()
+        f.debug_struct("Placement").field("granted", &self.granted).finish()
     }
 }
 
 impl Placement {
     /// Which server.
     pub const fn id(&self) -> &ServerId {
-        &self.id
+        &self.granted.server
     }
 
     /// The server itself; `None` when it left the configuration in this very moment.
@@ -159,14 +151,14 @@ impl Placement {
 
     /// Tells the breaker what became of the call.
     pub fn report(&self, outcome: Outcome) -> bool {
-        self.dispatch.report(&self.id, outcome, Instant::now())
+        self.dispatch.report(&self.granted.server, outcome, Instant::now())
     }
 }
 
 impl Drop for Placement {
     fn drop(&mut self) {
         if !std::mem::replace(&mut self.left, true) {
-            self.dispatch.release(&self.id, self.tokens);
+            self.dispatch.release(&self.granted);
         }
     }
 }
