@@ -12,7 +12,7 @@ use crate::{
         pace::{OutputMean, Pace},
     },
     servers::ModelServer,
-    snapshot::ServerState,
+    snapshot::{Health, ServerState},
     units::Tokens,
 };
 use std::{collections::HashMap, sync::Arc, time::Duration};
@@ -81,6 +81,34 @@ impl State {
             return None;
         }
         Some(self.outputs.entry(model.clone()).or_insert_with(|| OutputMean::new(start)))
+    }
+
+    /// Takes over what a server's readings say about its room.
+    pub(super) fn adopt(&mut self, id: &ServerId) {
+        let Some(berth) = self.berths.get(id) else { return };
+        let Some(room) = self.rooms.iter_mut().find(|room| room.id == *id) else { return };
+        room.models = berth.state.models.iter().map(|model| model.name.clone()).collect();
+        room.capacity = berth.state.capacity.clone();
+    }
+
+    /// Says anew which servers take requests.
+    pub(super) fn refresh(&mut self, now: Instant) {
+        for room in &mut self.rooms {
+            let Some(berth) = self.berths.get_mut(&room.id) else { continue };
+            let read_at = berth.state.read_at;
+            let fresh = read_at.is_some_and(|at| now.duration_since(at) <= self.stale_after);
+            berth.busy_until = berth.busy_until.filter(|until| *until > now);
+            room.usable = fresh
+                && berth.state.health == Health::Up
+                && !berth.breaker.is_open()
+                && !berth.drained
+                && !berth.leaving
+                && berth.busy_until.is_none();
+            match room.usable {
+                true => berth.unusable_since = None,
+                false => _ = berth.unusable_since.get_or_insert(now),
+            }
+        }
     }
 
     pub(super) fn ticket(&mut self, ask: &mut Ask) -> Ticket {

@@ -5,7 +5,7 @@ use crate::{
     error::Reason,
     ids::RequestId,
     servers::{Answer, Call, CallError, Later, Route},
-    snapshot::{Capacity, ServedModel, ServerKind},
+    snapshot::{Capacity, Health, ServedModel, ServerKind},
 };
 use bytes::Bytes;
 use std::future::ready;
@@ -256,4 +256,36 @@ async fn a_request_takes_as_many_places_as_it_has_sequences() {
     drop(nine);
     drop(timeout(Duration::ZERO, one).await.unwrap().unwrap());
     let _all = at_once(&dispatch, of(4)).await;
+}
+
+/// The catalogue was once built anew under the lock of all requests at every reading, report and tick.
+#[tokio::test(start_paused = true)]
+async fn the_catalogue_is_made_anew_only_when_models_change() {
+    let dispatch = house();
+    join(&dispatch, "a", 1000, 1);
+    let before = dispatch.catalog();
+    let mut next = reading("a", Health::Down("gone".to_owned()), 1000, 1);
+    dispatch.observe(&next);
+    dispatch.report(&"a".into(), Outcome::Busy(None), Instant::now());
+    dispatch.tick();
+    assert!(Arc::ptr_eq(&before, &dispatch.catalog()));
+    next.models = vec![ServedModel { name: "other".into(), context_window: None }];
+    dispatch.observe(&next);
+    assert!(dispatch.catalog().find(&"m".into()).is_none());
+    assert!(dispatch.catalog().find(&"other".into()).is_some());
+    dispatch.leave(&"a".into());
+    assert!(dispatch.catalog().find(&"other".into()).is_none());
+}
+
+/// What a reading says holds at once, for who waits and for how much fits.
+#[tokio::test(start_paused = true)]
+async fn a_reading_changes_room_and_turns_at_once() {
+    let dispatch = house();
+    join(&dispatch, "a", 1000, 1);
+    let _one = at_once(&dispatch, ask(10, Tier::Standard, &[])).await;
+    let mut two = ask(10, Tier::Standard, &[]);
+    let mut two = Box::pin(dispatch.turn(&mut two));
+    assert_waits!(two);
+    dispatch.observe(&reading("a", Health::Up, 1000, 2));
+    let _two = timeout(Duration::ZERO, two).await.unwrap().unwrap();
 }
