@@ -218,7 +218,9 @@ impl Dispatch {
     pub fn trials_due(&self, now: Instant) -> Vec<(Arc<dyn ModelServer>, ModelName)> {
         let state = self.lock();
         let due = state.berths.values().filter(|berth| {
-            !berth.leaving && berth.breaker.next_trial().is_some_and(|trial| trial <= now)
+            !berth.leaving
+                && !berth.drained
+                && berth.breaker.next_trial().is_some_and(|trial| trial <= now)
         });
         due.filter_map(|berth| {
             let model = berth.state.models.first()?.name.clone();
