@@ -6,7 +6,10 @@ use crate::{
     ids::{ModelName, TenantId, Tier},
     units::Tokens,
 };
-use std::collections::{BTreeMap, HashMap};
+use std::{
+    collections::{BTreeMap, HashMap},
+    ops::Bound,
+};
 
 /// Where a request stands in its lane. Smaller goes first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -117,9 +120,11 @@ impl<T> Queue<T> {
         Some(waiting)
     }
 
-    /// The request whose turn is next in a lane.
-    pub fn first(&self, model: &ModelName) -> Option<(Place, &Waiting<T>)> {
-        self.lanes.get(model)?.first_key_value().map(|(place, waiting)| (*place, waiting))
+    /// The request next behind a place in a lane, or the first one. Costs O(log n).
+    pub fn behind(&self, model: &ModelName, place: Option<Place>) -> Option<(Place, &Waiting<T>)> {
+        let from = place.map_or(Bound::Unbounded, Bound::Excluded);
+        let (place, waiting) = self.lanes.get(model)?.range((from, Bound::Unbounded)).next()?;
+        Some((*place, waiting))
     }
 
     /// Models with somebody waiting.
@@ -132,13 +137,12 @@ impl<T> Queue<T> {
         !self.lanes.contains_key(model)
     }
 
-    /// Requests in this lane that would go before a newcomer of this tier, and the room they need.
-    pub fn ahead(&self, model: &ModelName, tier: Tier) -> (usize, Tokens) {
+    /// Requests in this lane that go before this place, and the room they need.
+    pub fn ahead(&self, model: &ModelName, place: Place) -> (usize, Tokens) {
         let Some(lane) = self.lanes.get(model) else { return (0, Tokens::ZERO) };
-        let last = Place { tier, arrival: u64::MAX };
         let mut tokens = Tokens::ZERO;
         let mut count = 0;
-        for (_, waiting) in lane.range(..=last) {
+        for (_, waiting) in lane.range(..place) {
             tokens = tokens.plus(waiting.tokens);
             count += 1;
         }
@@ -189,13 +193,33 @@ mod tests {
         push(&mut queue, Tier::Standard, "a", 2).unwrap();
         push(&mut queue, Tier::Interactive, "a", 3).unwrap();
         push(&mut queue, Tier::Interactive, "a", 4).unwrap();
-        assert_eq!(queue.ahead(&"m".into(), Tier::Standard), (3, Tokens(30)));
+        let newcomer = Place { tier: Tier::Standard, arrival: u64::MAX };
+        assert_eq!(queue.ahead(&"m".into(), newcomer), (3, Tokens(30)));
+        // A retried request keeps its arrival: nobody who came later is ahead of it.
+        let retried = Place { tier: Tier::Standard, arrival: 0 };
+        assert_eq!(queue.ahead(&"m".into(), retried), (2, Tokens(20)));
         let mut order = Vec::new();
-        while let Some((place, _)) = queue.first(&"m".into()) {
+        while let Some((place, _)) = queue.behind(&"m".into(), None) {
             order.push(queue.remove(&Ticket { model: "m".into(), place }).unwrap().item);
         }
         assert_eq!(order, [3, 4, 2, 1]);
         assert!(queue.is_empty() && queue.is_idle(&"m".into()));
+    }
+
+    #[test]
+    fn a_lane_can_be_walked_in_order_while_some_leave() {
+        let mut queue = queue(10, 10);
+        let third = push(&mut queue, Tier::Batch, "a", 3).unwrap();
+        let first = push(&mut queue, Tier::Interactive, "a", 1).unwrap();
+        let second = push(&mut queue, Tier::Standard, "a", 2).unwrap();
+        let model = "m".into();
+        let next =
+            |queue: &Queue<u32>, place| queue.behind(&model, place).map(|(p, w)| (p, w.item));
+        assert_eq!(next(&queue, None), Some((first.place, 1)));
+        assert_eq!(next(&queue, Some(first.place)), Some((second.place, 2)));
+        queue.remove(&second).unwrap();
+        assert_eq!(next(&queue, Some(second.place)), Some((third.place, 3)));
+        assert_eq!(next(&queue, Some(third.place)), None);
     }
 
     #[test]

@@ -174,6 +174,7 @@ impl Broker {
             tenant: tenant.name.clone(),
             tier,
             tokens: estimate,
+            sequences: studied.sequences(),
             tried: Vec::new(),
             deadline: record.started() + deadline.unwrap_or(settings.queue.wait_max),
             arrival: None,

@@ -175,6 +175,11 @@ impl Studied {
         Err(Refusal::new(Reason::ContextTooLong, text).param(param))
     }
 
+    /// Sequences that it runs at once on a server.
+    pub(super) fn sequences(&self) -> u32 {
+        u32::try_from(self.answers).unwrap_or(u32::MAX)
+    }
+
     /// What the answers are expected to take: the model's running mean for each, never more than the
     /// caller allows or the window leaves.
     pub(super) fn expected_output(

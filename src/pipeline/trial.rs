@@ -9,8 +9,11 @@ use crate::{
 };
 use bytes::Bytes;
 use http::StatusCode;
-use std::{collections::HashSet, sync::Arc, time::Duration};
-use tokio::{task::JoinSet, time::Instant};
+use std::{collections::HashMap, sync::Arc, time::Duration};
+use tokio::{
+    task::{Id, JoinSet},
+    time::Instant,
+};
 
 /// How often due trials are looked for. Also bounds how late a reading is noticed to be stale.
 const TICK: Duration = Duration::from_millis(100);
@@ -21,17 +24,22 @@ const ANSWER_MAX: usize = 64 * 1024;
 
 /// Watches all breakers. Never returns; dropping the future ends trials under way.
 pub async fn watch(broker: Arc<Broker>) {
-    let mut under_way: HashSet<ServerId> = HashSet::new();
+    // By task, so that a trial is over however its task ends.
+    let mut under_way: HashMap<Id, ServerId> = HashMap::new();
     let mut trials = JoinSet::new();
     let mut tick = tokio::time::interval(TICK);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         tokio::select! {
             _ = tick.tick() => {}
-            Some(done) = trials.join_next(), if !trials.is_empty() => {
-                if let Ok((id, outcome)) = done {
-                    under_way.remove(&id);
-                    finish(&broker, &id, outcome);
+            Some(done) = trials.join_next_with_id(), if !trials.is_empty() => {
+                let (task, outcome) = match done {
+                    Ok(done) => done,
+                    // A trial that panicked found out nothing good. The next one may.
+                    Err(error) => (error.id(), Outcome::Failed),
+                };
+                if let Some(server) = under_way.remove(&task) {
+                    finish(&broker, &server, outcome);
                 }
                 continue;
             }
@@ -39,13 +47,15 @@ pub async fn watch(broker: Arc<Broker>) {
         broker.dispatch.tick();
         for (server, model) in broker.dispatch.trials_due(Instant::now()) {
             // One at a time for each server, so there are never more than servers.
-            if under_way.insert(server.id().clone()) {
-                trials.spawn(async move {
-                    let id = server.id().clone();
-                    let outcome = tokio::time::timeout(LIMIT, ask(server, model)).await;
-                    (id, outcome.unwrap_or(Outcome::Failed))
-                });
+            if under_way.values().any(|id| id == server.id()) {
+                continue;
             }
+            let id = server.id().clone();
+            let task = trials.spawn(async move {
+                let outcome = tokio::time::timeout(LIMIT, ask(server, model)).await;
+                outcome.unwrap_or(Outcome::Failed)
+            });
+            under_way.insert(task.id(), id);
         }
     }
 }
@@ -94,5 +104,94 @@ async fn ask(server: Arc<dyn ModelServer>, model: ModelName) -> Outcome {
             Outcome::Answered
         }
         _ => Outcome::Failed,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        admit::Admission,
+        config,
+        pipeline::{Live, auth::Keys, count::Counters},
+        servers::{Answer, CallError, Later},
+        snapshot::{Health, ServedModel, ServerKind, ServerState},
+        units::Tokens,
+    };
+    use std::sync::atomic::{AtomicU32, Ordering};
+    use tokio::sync::Notify;
+
+    /// Panics at every call, and counts them.
+    struct Panics(ServerId, Arc<AtomicU32>);
+
+    impl ModelServer for Panics {
+        fn id(&self) -> &ServerId {
+            &self.0
+        }
+
+        fn kind(&self) -> ServerKind {
+            ServerKind::OpenAi
+        }
+
+        fn send(&self, _call: Call) -> Later<'_, Result<Answer, CallError>> {
+            self.1.fetch_add(1, Ordering::Relaxed);
+            panic!("as this test wants it")
+        }
+
+        fn observe<'a>(&'a self, last: &'a ServerState) -> Later<'a, ServerState> {
+            Box::pin(std::future::ready(last.clone()))
+        }
+
+        fn count(&self, _route: Route, _body: Bytes) -> Later<'_, Option<Tokens>> {
+            Box::pin(std::future::ready(None))
+        }
+    }
+
+    /// A broker with one server whose breaker is open.
+    fn broker() -> (Arc<Broker>, Arc<AtomicU32>) {
+        let key = "50d858e0985ecc7f60418aaf0cc5ab587f42c2570a884095a9e8ccacd0f6545c";
+        let text = format!("[[tenants]]\nname = \"t\"\nkeys_sha256 = [\"{key}\"]\n");
+        let settings = config::parse_text("test", &text).unwrap().settings;
+        let (keys, failures) = (Keys::new(&settings.tenants), settings.breaker.failures);
+        let admission = Admission::new(&settings.tenants, None, Instant::now());
+        let broker = Broker::new(Live { settings, keys, admission, counters: Counters::default() });
+        let calls = Arc::new(AtomicU32::new(0));
+        let server = Arc::new(Panics("a".into(), Arc::clone(&calls)));
+        let known = ServerState {
+            health: Health::Up,
+            models: vec![ServedModel { name: "m".into(), context_window: None }],
+            read_at: Some(Instant::now()),
+            ..ServerState::unknown("a".into(), ServerKind::OpenAi)
+        };
+        broker.dispatch.join(server, Arc::new(Notify::new()), known);
+        for _ in 0..failures {
+            broker.dispatch.report(&"a".into(), Outcome::Failed, Instant::now());
+        }
+        (broker, calls)
+    }
+
+    /// A trial that panicked once stayed under way for ever: its server was never tried again.
+    #[tokio::test(start_paused = true)]
+    async fn a_trial_that_panics_is_followed_by_others() {
+        let (broker, calls) = broker();
+        let watch = watch(Arc::clone(&broker));
+        let _ = tokio::time::timeout(Duration::from_secs(10), watch).await;
+        let calls = calls.load(Ordering::Relaxed);
+        // After 0.25, 0.5, 1, 2, 2 and 2 seconds, each at the next tick.
+        assert!((5..=7).contains(&calls), "{calls}");
+    }
+
+    /// Nothing new goes to a drained server, not even a trial.
+    #[tokio::test(start_paused = true)]
+    async fn a_drained_server_is_left_alone_and_tried_when_it_is_wanted_again() {
+        let (broker, calls) = broker();
+        broker.dispatch.set_drained(&"a".into(), true);
+        let first = tokio::time::timeout(Duration::from_secs(10), watch(Arc::clone(&broker)));
+        let _ = first.await;
+        assert_eq!(calls.load(Ordering::Relaxed), 0);
+        broker.dispatch.set_drained(&"a".into(), false);
+        let second = tokio::time::timeout(Duration::from_millis(150), watch(Arc::clone(&broker)));
+        let _ = second.await;
+        assert_eq!(calls.load(Ordering::Relaxed), 1);
     }
 }

@@ -27,7 +27,7 @@ pub struct Catalog {
 
 impl Catalog {
     /// Joins what is configured with what servers list.
-    pub fn build(models: &[Model], servers: &[ServerState]) -> Self {
+    pub fn build<'a>(models: &[Model], servers: impl IntoIterator<Item = &'a ServerState>) -> Self {
         let mut names: BTreeMap<ModelName, Entry> = BTreeMap::new();
         for server in servers {
             for served in &server.models {

@@ -1,7 +1,7 @@
 //! Placement: which server takes a request, and whether it fits now.
 //!
-//! A server takes a request when its free token room holds input plus expected output and it may run one
-//! more sequence. Of those that fit, the least loaded takes it.
+//! A server takes a request when its free token room holds input plus expected output and it may run as
+//! many more sequences as the request has. Of those that fit, the least loaded takes it.
 
 pub mod breaker;
 pub mod catalog;
@@ -30,8 +30,10 @@ pub struct Room {
     pub capacity: Capacity,
     /// KV tokens of the requests that we placed there.
     pub placed_tokens: Tokens,
-    /// Requests that we placed there.
+    /// Sequences of the requests that we placed there.
     pub placed: u32,
+    /// Requests that we placed there.
+    pub requests: u32,
     /// Requests placed there since start; spreads work over idle servers.
     pub placed_ever: u64,
 }
@@ -46,22 +48,29 @@ impl Room {
             capacity: Capacity::default(),
             placed_tokens: Tokens::ZERO,
             placed: 0,
+            requests: 0,
             placed_ever: 0,
         }
     }
 
-    fn serves(&self, model: &ModelName) -> bool {
-        self.models.contains(model)
+    /// It serves the model and did not have the request yet, usable or not.
+    pub fn may_take(&self, need: Need<'_>) -> bool {
+        self.models.contains(need.model) && !need.tried.contains(&self.id)
     }
 
     fn max_running(&self) -> u32 {
         self.capacity.max_running.unwrap_or(RUNNING_UNKNOWN)
     }
 
-    /// What a request takes up here. One that needs more than the whole server takes the whole server:
-    /// it runs alone or never.
+    /// KV room that a request takes up here. One that needs more than the whole server takes the whole
+    /// server: it runs alone or never.
     pub fn claim(&self, need: Tokens) -> Tokens {
         self.capacity.kv_tokens.map_or(need, |all| need.min(all))
+    }
+
+    /// Sequences that a request takes up here, by the same rule.
+    pub fn claim_sequences(&self, sequences: u32) -> u32 {
+        sequences.clamp(1, self.max_running().max(1))
     }
 
     /// KV room in all; a server that tells none is taken to have enough.
@@ -69,12 +78,13 @@ impl Room {
         self.capacity.kv_tokens.unwrap_or(Tokens(u64::MAX))
     }
 
-    fn fits(&self, need: Tokens) -> bool {
+    fn fits(&self, need: Need<'_>) -> bool {
         let tokens = self
             .capacity
             .kv_tokens
-            .is_none_or(|all| self.placed_tokens.plus(self.claim(need)) <= all);
-        tokens && self.placed < self.max_running()
+            .is_none_or(|all| self.placed_tokens.plus(self.claim(need.tokens)) <= all);
+        let placed = self.placed.saturating_add(self.claim_sequences(need.sequences));
+        tokens && placed <= self.max_running()
     }
 
     /// Share of this server that is taken, by tokens or by sequences, whichever is scarcer.
@@ -92,6 +102,8 @@ pub struct Need<'a> {
     pub model: &'a ModelName,
     /// Input plus expected output, in tokens.
     pub tokens: Tokens,
+    /// Answers that it makes at once: `n` times its prompts.
+    pub sequences: u32,
     /// Servers that had it already.
     pub tried: &'a [ServerId],
 }
@@ -112,7 +124,7 @@ pub enum Choice {
 /// Chooses a room. A request larger than every server waits for the largest and has it alone; it never
 /// squeezes into a small one while a large one exists.
 pub fn choose(rooms: &[Room], need: Need<'_>) -> Choice {
-    let open = |room: &Room| room.serves(need.model) && !need.tried.contains(&room.id);
+    let open = |room: &Room| room.may_take(need);
     let largest = rooms.iter().filter(|room| open(room) && room.usable).map(Room::size).max();
     let enough = need.tokens.min(largest.unwrap_or(need.tokens));
     let mut best: Option<(usize, &Room)> = None;
@@ -126,7 +138,7 @@ pub fn choose(rooms: &[Room], need: Need<'_>) -> Choice {
         }
         choice = Choice::Full;
         if room.size() >= enough
-            && room.fits(need.tokens)
+            && room.fits(need)
             && best.is_none_or(|(_, other)| order(room, other).is_lt())
         {
             best = Some((index, room));
@@ -155,7 +167,7 @@ mod tests {
     }
 
     fn pick(rooms: &[Room], tokens: u64, tried: &[ServerId]) -> Choice {
-        choose(rooms, Need { model: &"m".into(), tokens: Tokens(tokens), tried })
+        choose(rooms, Need { model: &"m".into(), tokens: Tokens(tokens), sequences: 1, tried })
     }
 
     #[test]
@@ -176,6 +188,16 @@ mod tests {
     fn sequences_are_room_too() {
         let rooms = [room("a", 100_000, 400, 4)];
         assert_eq!(pick(&rooms, 1, &[]), Choice::Full);
+        let many = |rooms: &[Room], sequences| {
+            choose(rooms, Need { model: &"m".into(), tokens: Tokens(1), sequences, tried: &[] })
+        };
+        let rooms = [room("a", 100_000, 400, 2)];
+        assert_eq!(many(&rooms, 2), Choice::Here(0));
+        assert_eq!(many(&rooms, 3), Choice::Full);
+        // More than the server ever runs at once: it runs alone.
+        assert_eq!(many(&rooms, 5), Choice::Full);
+        assert_eq!(many(&[room("a", 100_000, 0, 0)], 5), Choice::Here(0));
+        assert_eq!(many(&[room("a", 100_000, 0, 0)], u32::MAX), Choice::Here(0));
     }
 
     #[test]
@@ -184,7 +206,10 @@ mod tests {
         rooms[0].usable = false;
         assert_eq!(pick(&rooms, 1, &[]), Choice::Down);
         assert_eq!(
-            choose(&rooms, Need { model: &"other".into(), tokens: Tokens(1), tried: &[] }),
+            choose(
+                &rooms,
+                Need { model: &"other".into(), tokens: Tokens(1), sequences: 1, tried: &[] }
+            ),
             Choice::Nobody
         );
     }

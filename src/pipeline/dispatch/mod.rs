@@ -5,11 +5,13 @@
 //! spot, so no task stands between a free server and the next request.
 
 mod state;
+#[cfg(test)]
+mod tests;
 mod turn;
 
 pub use turn::Placement;
 
-use state::{Berth, DEFAULT_OUTPUT, State, limits};
+use state::{Berth, DEFAULT_OUTPUT, Granted, State, limits};
 
 use crate::{
     config,
@@ -17,7 +19,7 @@ use crate::{
     queue::Queue,
     schedule::{Room, breaker::Breaker, catalog::Catalog},
     servers::ModelServer,
-    snapshot::{Health, ServerState},
+    snapshot::ServerState,
     units::Tokens,
 };
 use arc_swap::ArcSwap;
@@ -39,6 +41,8 @@ pub struct Ask {
     pub tier: Tier,
     /// Input plus expected output.
     pub tokens: Tokens,
+    /// Answers that it makes at once: `n` times its prompts.
+    pub sequences: u32,
     /// Servers that had it already.
     pub tried: Vec<ServerId>,
     /// The latest time a turn is of use.
@@ -119,6 +123,7 @@ impl Dispatch {
         state.models = settings.models.clone();
         state.stale_after = settings.probe.stale_after;
         self.refresh(&mut state);
+        self.remake_catalog(&state);
     }
 
     /// A server joins, or another process takes an old name over. `nudge` asks its watcher to look at
@@ -140,13 +145,16 @@ impl Dispatch {
             breaker: Breaker::new(),
             drained,
             busy_until: None,
+            unusable_since: None,
             leaving: false,
         };
         state.berths.insert(id.clone(), berth);
         if !state.rooms.iter().any(|room| room.id == id) {
-            state.rooms.push(Room::new(id));
+            state.rooms.push(Room::new(id.clone()));
         }
+        state.adopt(&id);
         self.refresh(&mut state);
+        self.remake_catalog(&state);
     }
 
     /// A server is no longer configured: nothing new goes there, what runs may finish.
@@ -156,15 +164,22 @@ impl Dispatch {
             berth.leaving = true;
         }
         self.refresh(&mut state);
+        self.remake_catalog(&state);
     }
 
     /// New readings of a server.
     pub fn observe(&self, reading: &ServerState) {
+        let reading = reading.clone();
+        let id = reading.id.clone();
         let mut state = self.lock();
-        if let Some(berth) = state.berths.get_mut(&reading.id) {
-            berth.state = reading.clone();
-        }
+        let Some(berth) = state.berths.get_mut(&id) else { return };
+        let before = std::mem::replace(&mut berth.state, reading);
+        let models_changed = before.models != berth.state.models;
+        state.adopt(&id);
         self.refresh(&mut state);
+        if models_changed {
+            self.remake_catalog(&state);
+        }
     }
 
     /// Nothing new goes to this server, or something again. False if there is no such server.
@@ -206,7 +221,9 @@ impl Dispatch {
     pub fn trials_due(&self, now: Instant) -> Vec<(Arc<dyn ModelServer>, ModelName)> {
         let state = self.lock();
         let due = state.berths.values().filter(|berth| {
-            !berth.leaving && berth.breaker.next_trial().is_some_and(|trial| trial <= now)
+            !berth.leaving
+                && !berth.drained
+                && berth.breaker.next_trial().is_some_and(|trial| trial <= now)
         });
         due.filter_map(|berth| {
             let model = berth.state.models.first()?.name.clone();
@@ -257,7 +274,7 @@ impl Dispatch {
                 Some(ServerView {
                     state: berth.state.clone(),
                     placed_tokens: room.placed_tokens,
-                    placed: room.placed,
+                    placed: room.requests,
                     breaker_open: berth.breaker.is_open(),
                     drained: berth.drained,
                     usable: room.usable,
@@ -269,39 +286,26 @@ impl Dispatch {
     }
 
     /// Gives room back and hands it on.
-    fn release(&self, id: &ServerId, tokens: Tokens) {
+    fn release(&self, granted: &Granted) {
         let mut state = self.lock();
-        state.take_back(id, tokens, Instant::now());
+        state.take_back(granted, Instant::now());
         state.hand_out();
         state.forget_gone();
     }
 
-    /// Recomputes what follows from readings, and hands out what became free.
+    /// Recomputes which servers take requests, and hands out what became free. Called at each report and
+    /// tick, so it copies nothing.
     fn refresh(&self, state: &mut State) {
-        let now = Instant::now();
-        let stale_after = state.stale_after;
-        for room in &mut state.rooms {
-            let Some(berth) = state.berths.get_mut(&room.id) else { continue };
-            let fresh = berth.state.read_at.is_some_and(|at| now.duration_since(at) <= stale_after);
-            berth.busy_until = berth.busy_until.filter(|until| *until > now);
-            room.usable = fresh
-                && berth.state.health == Health::Up
-                && !berth.breaker.is_open()
-                && !berth.drained
-                && !berth.leaving
-                && berth.busy_until.is_none();
-            room.models = berth.state.models.iter().map(|model| model.name.clone()).collect();
-            room.capacity = berth.state.capacity.clone();
-        }
+        state.refresh(Instant::now());
         state.forget_gone();
         state.hand_out();
-        let states: Vec<ServerState> = state
-            .berths
-            .values()
-            .filter(|berth| !berth.leaving)
-            .map(|berth| berth.state.clone())
-            .collect();
-        let catalog = Catalog::build(&state.models, &states);
+    }
+
+    /// Makes the catalogue anew: servers, their models or the configured models changed.
+    fn remake_catalog(&self, state: &State) {
+        let berths = state.rooms.iter().filter_map(|room| state.berths.get(&room.id));
+        let servers = berths.filter(|berth| !berth.leaving).map(|berth| &berth.state);
+        let catalog = Catalog::build(&state.models, servers);
         if **self.catalog.load() != catalog {
             self.catalog.store(Arc::new(catalog));
         }

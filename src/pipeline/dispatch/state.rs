@@ -4,7 +4,7 @@ use super::Ask;
 use crate::{
     config,
     error::{Reason, Refusal},
-    ids::{ModelName, ServerId, Tier},
+    ids::{ModelName, ServerId},
     queue::{Full, Limits, Place, Queue, Ticket},
     schedule::{
         self, Choice, Need, Room,
@@ -12,7 +12,7 @@ use crate::{
         pace::{OutputMean, Pace},
     },
     servers::ModelServer,
-    snapshot::ServerState,
+    snapshot::{Health, ServerState},
     units::Tokens,
 };
 use std::{collections::HashMap, sync::Arc, time::Duration};
@@ -45,6 +45,8 @@ pub(super) struct Berth {
     pub(super) breaker: Breaker,
     pub(super) drained: bool,
     pub(super) busy_until: Option<Instant>,
+    /// Since when it has taken no requests.
+    pub(super) unusable_since: Option<Instant>,
     /// No longer configured; goes when its last request has ended.
     pub(super) leaving: bool,
 }
@@ -53,6 +55,7 @@ pub(super) struct Berth {
 pub(super) struct Turn {
     pub(super) give: oneshot::Sender<Granted>,
     pub(super) tried: Vec<ServerId>,
+    pub(super) sequences: u32,
 }
 
 /// A turn, in the hands of whoever waited for it.
@@ -60,6 +63,7 @@ pub(super) struct Turn {
 pub(super) struct Granted {
     pub(super) server: ServerId,
     pub(super) claim: Tokens,
+    pub(super) sequences: u32,
 }
 
 /// Expected output of a model nobody configured.
@@ -79,32 +83,66 @@ impl State {
         Some(self.outputs.entry(model.clone()).or_insert_with(|| OutputMean::new(start)))
     }
 
-    pub(super) fn ticket(&mut self, ask: &mut Ask) -> Ticket {
-        let arrival = match ask.arrival {
-            Some(arrival) => arrival,
-            None => self.queue.arrive(),
-        };
-        ask.arrival = Some(arrival);
-        Ticket { model: ask.model.clone(), place: Place { tier: ask.tier, arrival } }
+    /// Takes over what a server's readings say about its room.
+    pub(super) fn adopt(&mut self, id: &ServerId) {
+        let Some(berth) = self.berths.get(id) else { return };
+        let Some(room) = self.rooms.iter_mut().find(|room| room.id == *id) else { return };
+        room.models = berth.state.models.iter().map(|model| model.name.clone()).collect();
+        room.capacity = berth.state.capacity.clone();
     }
 
-    pub(super) fn grant(&mut self, index: usize, tokens: Tokens) -> Granted {
+    /// Says anew which servers take requests.
+    pub(super) fn refresh(&mut self, now: Instant) {
+        for room in &mut self.rooms {
+            let Some(berth) = self.berths.get_mut(&room.id) else { continue };
+            let read_at = berth.state.read_at;
+            let fresh = read_at.is_some_and(|at| now.duration_since(at) <= self.stale_after);
+            berth.busy_until = berth.busy_until.filter(|until| *until > now);
+            room.usable = fresh
+                && berth.state.health == Health::Up
+                && !berth.breaker.is_open()
+                && !berth.drained
+                && !berth.leaving
+                && berth.busy_until.is_none();
+            match room.usable {
+                true => berth.unusable_since = None,
+                false => _ = berth.unusable_since.get_or_insert(now),
+            }
+        }
+    }
+
+    pub(super) fn ticket(&mut self, ask: &mut Ask) -> Ticket {
+        ask.arrival.get_or_insert_with(|| self.queue.arrive());
+        Ticket { model: ask.model.clone(), place: place(ask) }
+    }
+
+    pub(super) fn grant(&mut self, index: usize, tokens: Tokens, sequences: u32) -> Granted {
         let Some(room) = self.rooms.get_mut(index) else {
             // `index` comes from a choice over these rooms under the same lock.
-            return Granted { server: ServerId::from(""), claim: Tokens::ZERO };
+            return Granted { server: ServerId::from(""), claim: Tokens::ZERO, sequences: 0 };
         };
         let claim = room.claim(tokens);
         room.placed_tokens = room.placed_tokens.plus(claim);
-        room.placed += 1;
+        let sequences = room.claim_sequences(sequences);
+        room.placed = room.placed.saturating_add(sequences);
+        room.requests += 1;
         room.placed_ever += 1;
-        Granted { server: room.id.clone(), claim }
+        Granted { server: room.id.clone(), claim, sequences }
     }
 
-    pub(super) fn take_back(&mut self, id: &ServerId, tokens: Tokens, now: Instant) {
-        let Some(room) = self.rooms.iter_mut().find(|room| room.id == *id) else { return };
-        debug_assert!(room.placed > 0 && room.placed_tokens >= tokens, "room given back twice");
+    pub(super) fn take_back(&mut self, granted: &Granted, now: Instant) {
+        let tokens = granted.claim;
+        let room = self.rooms.iter_mut().find(|room| room.id == granted.server);
+        let Some(room) = room else { return };
+        debug_assert!(
+            room.requests > 0
+                && room.placed >= granted.sequences
+                && room.placed_tokens >= granted.claim,
+            "room given back twice"
+        );
         room.placed_tokens = room.placed_tokens.less(tokens);
-        room.placed = room.placed.saturating_sub(1);
+        room.placed = room.placed.saturating_sub(granted.sequences);
+        room.requests = room.requests.saturating_sub(1);
         for model in &room.models {
             let busy = !self.queue.is_idle(model);
             if busy || self.pace.contains_key(model) {
@@ -113,17 +151,20 @@ impl State {
         }
     }
 
-    /// Gives turns to whoever is first in each lane, as long as there is room.
+    /// Gives turns along each lane, as long as there is room. Whoever only waits for room keeps those
+    /// behind from overtaking. A retried request does not: the servers it tried are of no use to it,
+    /// and would stand idle while it waits for another.
     pub(super) fn hand_out(&mut self) {
         if self.queue.is_empty() {
             return;
         }
         for model in self.queue.models() {
-            while let Some((place, waiting)) = self.queue.first(&model) {
+            let mut passed: Option<Place> = None;
+            while let Some((place, waiting)) = self.queue.behind(&model, passed) {
                 // A caller who left takes no turn.
                 let gone = waiting.item.give.is_closed();
-                let tokens = waiting.tokens;
-                let need = Need { model: &model, tokens, tried: &waiting.item.tried };
+                let (tokens, sequences) = (waiting.tokens, waiting.item.sequences);
+                let need = Need { model: &model, tokens, sequences, tried: &waiting.item.tried };
                 let choice =
                     if gone { Choice::Nobody } else { schedule::choose(&self.rooms, need) };
                 let ticket = Ticket { model: model.clone(), place };
@@ -131,21 +172,31 @@ impl State {
                     Choice::Nobody => drop(self.queue.remove(&ticket)),
                     Choice::Here(index) => {
                         let Some(waiting) = self.queue.remove(&ticket) else { break };
-                        let granted = self.grant(index, tokens);
+                        let granted = self.grant(index, tokens, sequences);
                         if let Err(granted) = waiting.item.give.send(granted) {
-                            self.take_back(&granted.server, granted.claim, Instant::now());
+                            self.take_back(&granted, Instant::now());
                         }
                     }
-                    _ => break,
+                    Choice::Full | Choice::Down if waiting.item.tried.is_empty() => break,
+                    Choice::Full | Choice::Down => passed = Some(place),
                 }
             }
         }
     }
 
+    /// Since when no server that this request may go to takes any. `None`: one does.
+    pub(super) fn down_since(&self, need: Need<'_>) -> Option<Instant> {
+        let mut last = None;
+        for room in self.rooms.iter().filter(|room| room.may_take(need)) {
+            last = last.max(Some(self.berths.get(&room.id)?.unusable_since?));
+        }
+        last
+    }
+
     pub(super) fn forget_gone(&mut self) {
         let berths = &mut self.berths;
         self.rooms.retain(|room| {
-            let gone = room.placed == 0 && berths.get(&room.id).is_none_or(|berth| berth.leaving);
+            let gone = room.requests == 0 && berths.get(&room.id).is_none_or(|berth| berth.leaving);
             if gone {
                 berths.remove(&room.id);
             }
@@ -153,19 +204,19 @@ impl State {
         });
     }
 
-    pub(super) fn wait_estimate(&self, ask: &Ask, tier: Tier) -> Option<Duration> {
-        let (_, ahead) = self.queue.ahead(&ask.model, tier);
-        self.pace.get(&ask.model)?.wait(ahead.plus(ask.tokens))
+    fn wait_estimate(&self, ask: &Ask, now: Instant) -> Option<Duration> {
+        let (_, ahead) = self.queue.ahead(&ask.model, place(ask));
+        self.pace.get(&ask.model)?.wait(ahead.plus(ask.tokens), now)
     }
 
-    /// A caller whose deadline cannot be met is told so now, not after waiting for it.
-    pub(super) fn refuse_hopeless(
-        &self,
-        ask: &Ask,
-        tier: Tier,
-        now: Instant,
-    ) -> Result<(), Refusal> {
-        let Some(wait) = self.wait_estimate(ask, tier) else { return Ok(()) };
+    /// A caller whose deadline cannot be met is told so now, not after waiting for it. The first in line
+    /// is never hopeless: room may come free any moment, and without anybody waiting a wrong estimate
+    /// would never be put right.
+    pub(super) fn refuse_hopeless(&self, ask: &Ask, now: Instant) -> Result<(), Refusal> {
+        if self.queue.ahead(&ask.model, place(ask)).0 == 0 {
+            return Ok(());
+        }
+        let Some(wait) = self.wait_estimate(ask, now) else { return Ok(()) };
         let left = ask.deadline.saturating_duration_since(now);
         if wait <= left {
             return Ok(());
@@ -182,12 +233,13 @@ impl State {
         let waited = entered.elapsed().as_secs_f64();
         let text =
             format!("No server had room for this request within {waited:.1} s. Retry later.");
-        let wait = self.wait_estimate(ask, ask.tier).unwrap_or(Duration::from_secs(5));
+        let wait = self.wait_estimate(ask, Instant::now()).unwrap_or(Duration::from_secs(5));
         Refusal::new(Reason::WaitTooLong, text).retry_after(bounded(wait))
     }
 
     pub(super) fn full(&self, full: Full, ask: &Ask) -> Refusal {
-        let wait = bounded(self.wait_estimate(ask, ask.tier).unwrap_or(Duration::from_secs(5)));
+        let wait = self.wait_estimate(ask, Instant::now()).unwrap_or(Duration::from_secs(5));
+        let wait = bounded(wait);
         match full {
             Full::Queue => Refusal::new(
                 Reason::QueueFull,
@@ -211,6 +263,11 @@ pub(super) fn limits(settings: &config::Settings) -> Limits {
     let percent = if settings.tenants.len() < 2 { 100 } else { rules.tenant_share_percent };
     let share = rules.length_max.saturating_mul(usize::from(percent)) / 100;
     Limits { length_max: rules.length_max, tenant_max: share.max(1) }
+}
+
+/// Where a request stands or would stand.
+fn place(ask: &Ask) -> Place {
+    Place { tier: ask.tier, arrival: ask.arrival.unwrap_or(u64::MAX) }
 }
 
 fn bounded(wait: Duration) -> Duration {

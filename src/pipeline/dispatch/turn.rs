@@ -10,10 +10,12 @@ use crate::{
     queue::{Ticket, Waiting},
     schedule::{self, Choice, Need},
     servers::ModelServer,
-    units::Tokens,
 };
 use std::{sync::Arc, time::Duration};
 use tokio::{sync::oneshot, time::Instant};
+
+/// Least time between two looks at whether a server is up, where the operator allows no wait for one.
+const LOOK_LEAST: Duration = Duration::from_millis(250);
 
 impl Dispatch {
     /// Waits for a turn. Dropping the future leaves the queue at once; a turn that was already on its
@@ -29,42 +31,41 @@ impl Dispatch {
             let choice = schedule::choose(&state.rooms, need(ask));
             match choice {
                 Choice::Here(index) if nobody_waits => {
-                    let granted = state.grant(index, ask.tokens);
+                    let granted = state.grant(index, ask.tokens, ask.sequences);
                     return Ok(self.place(&state, granted));
                 }
                 Choice::Nobody => return Err(nobody(ask)),
                 _ => {}
             }
             let ticket = state.ticket(ask);
-            state.refuse_hopeless(ask, ticket.place.tier, entered)?;
+            state.refuse_hopeless(ask, entered)?;
             let (give, turn) = oneshot::channel();
-            let item = Turn { give, tried: ask.tried.clone() };
+            let item = Turn { give, tried: ask.tried.clone(), sequences: ask.sequences };
             let waiting = Waiting { tenant: ask.tenant.clone(), tokens: ask.tokens, item };
             if let Err(full) = state.queue.push(&ticket, waiting) {
                 return Err(state.full(full, ask));
             }
+            // A newcomer may stand where its turn is due: in front by its tier, or behind retried
+            // requests only.
+            state.hand_out();
             (ticket, turn, state.queue_rules.no_server_wait)
         };
         let mut waiter = Waiter { dispatch: self, ticket, turn: Some(turn) };
-        let mut down_since: Option<Instant> = None;
         loop {
             let now = Instant::now();
-            // While no server of the model is up, look again soon; else only the deadline counts.
-            let step = if self.usable(ask) {
-                down_since = None;
-                no_server_wait
-            } else {
-                let down = *down_since.get_or_insert(now);
-                let give_up = down + no_server_wait;
-                if now >= give_up {
+            let down = self.lock().down_since(need(ask));
+            let look = match down.map(|since| since.max(entered) + no_server_wait) {
+                Some(give_up) if now >= give_up => {
                     return Err(no_server(&ask.model, no_server_wait));
                 }
-                give_up - now
+                Some(give_up) => give_up,
+                // A server that goes down from now on is given up no earlier than this.
+                None => now + no_server_wait.max(LOOK_LEAST),
             };
             if now >= ask.deadline {
                 return Err(self.lock().too_late(ask, entered));
             }
-            let until = ask.deadline.min(now + step);
+            let until = ask.deadline.min(look);
             let Some(turn) = waiter.turn.as_mut() else {
                 return Err(Refusal::new(Reason::Internal, "The turn was lost."));
             };
@@ -77,25 +78,14 @@ impl Dispatch {
         }
     }
 
-    fn usable(&self, ask: &Ask) -> bool {
-        let state = self.lock();
-        matches!(schedule::choose(&state.rooms, need(ask)), Choice::Here(_) | Choice::Full)
-    }
-
     fn place(self: &Arc<Self>, state: &State, granted: Granted) -> Placement {
         let server = state.berths.get(&granted.server).map(|berth| Arc::clone(&berth.server));
-        Placement {
-            dispatch: Arc::clone(self),
-            id: granted.server,
-            tokens: granted.claim,
-            server,
-            left: false,
-        }
+        Placement { dispatch: Arc::clone(self), granted, server, left: false }
     }
 }
 
 fn need(ask: &Ask) -> Need<'_> {
-    Need { model: &ask.model, tokens: ask.tokens, tried: &ask.tried }
+    Need { model: &ask.model, tokens: ask.tokens, sequences: ask.sequences, tried: &ask.tried }
 }
 
 fn nobody(ask: &Ask) -> Refusal {
@@ -129,7 +119,7 @@ impl Drop for Waiter<'_> {
         }
         drop(state);
         if let Ok(granted) = turn.try_recv() {
-            self.dispatch.release(&granted.server, granted.claim);
+            self.dispatch.release(&granted);
         }
     }
 }
@@ -137,22 +127,21 @@ impl Drop for Waiter<'_> {
 /// Room on one server, held for one call. Dropping it gives the room back.
 pub struct Placement {
     dispatch: Arc<Dispatch>,
-    id: ServerId,
-    tokens: Tokens,
+    granted: Granted,
     server: Option<Arc<dyn ModelServer>>,
     left: bool,
 }
 
 impl std::fmt::Debug for Placement {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Placement").field("id", &self.id).field("tokens", &self.tokens).finish()
+        f.debug_struct("Placement").field("granted", &self.granted).finish()
     }
 }
 
 impl Placement {
     /// Which server.
     pub const fn id(&self) -> &ServerId {
-        &self.id
+        &self.granted.server
     }
 
     /// The server itself; `None` when it left the configuration in this very moment.
@@ -162,14 +151,14 @@ impl Placement {
 
     /// Tells the breaker what became of the call.
     pub fn report(&self, outcome: Outcome) -> bool {
-        self.dispatch.report(&self.id, outcome, Instant::now())
+        self.dispatch.report(&self.granted.server, outcome, Instant::now())
     }
 }
 
 impl Drop for Placement {
     fn drop(&mut self) {
         if !std::mem::replace(&mut self.left, true) {
-            self.dispatch.release(&self.id, self.tokens);
+            self.dispatch.release(&self.granted);
         }
     }
 }
