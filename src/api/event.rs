@@ -137,6 +137,9 @@ pub enum Said<'a> {
     Done,
     /// A chunk.
     Chunk(Box<Chunk<'a>>),
+    /// Nothing that concerns us: no data, or an object of another kind, as servers send beside their
+    /// chunks.
+    Other,
     /// Not what a model server says.
     Garbage,
 }
@@ -146,14 +149,18 @@ pub fn read(data: &[u8]) -> Said<'_> {
     if data.trim_ascii() == b"[DONE]" {
         return Said::Done;
     }
+    if data.trim_ascii().is_empty() {
+        return Said::Other;
+    }
     let text = std::str::from_utf8(data).ok();
     match text.and_then(|text| serde_json::from_str::<Box<Chunk<'_>>>(text).ok()) {
-        // An object that has none of the keys we know is not an answer.
         Some(chunk)
             if chunk.choices.is_some() || chunk.usage.is_some() || chunk.fault().is_some() =>
         {
             Said::Chunk(chunk)
         }
+        // An object with none of the keys we know. (A list would also read as a chunk.)
+        Some(_) if data.trim_ascii().starts_with(b"{") => Said::Other,
         _ => Said::Garbage,
     }
 }
@@ -244,7 +251,10 @@ mod tests {
         assert!(chunk(r#"{"error":"x"}"#).fault().is_some());
         assert!(chunk(r#"{"object":"error","message":"x","type":"t"}"#).fault().is_some());
         assert!(chunk(r#"{"choices":[],"error":null}"#).fault().is_none());
-        for garbage in ["", "hello", "{}", "[1]", "{\"a\":1}", "<html>"] {
+        for other in ["", " ", "{}", "{\"type\":\"ping\"}"] {
+            assert!(matches!(read(other.as_bytes()), Said::Other), "{other}");
+        }
+        for garbage in ["hello", "[1]", "[]", "1", "{\"a\":", "<html>"] {
             assert!(matches!(read(garbage.as_bytes()), Said::Garbage), "{garbage}");
         }
         assert!(matches!(read(b" [DONE] "), Said::Done));

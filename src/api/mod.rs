@@ -63,6 +63,8 @@ pub struct Request<'a> {
     pub max_tokens: Option<Tokens>,
     /// Answers wanted (`n`, or `best_of` where that is larger).
     pub choices: u32,
+    /// Answers to each prompt that the caller gets: `n`.
+    pub n: u32,
     /// Prompts in one completions or embeddings request; 1 for chat.
     pub prompts: u32,
     /// Every field, in the caller's order.
@@ -123,6 +125,7 @@ impl<'a> Request<'a> {
             return Err(Refusal::new(Reason::OutOfRange, text).param("stream"));
         }
         let choices = u32::try_from(n.max(best_of)).unwrap_or(1);
+        let n = u32::try_from(n).unwrap_or(1);
         if choices.saturating_mul(prompts) > ANSWERS_MAX {
             let text = format!(
                 "{prompts} prompts with {choices} choices each are too many; allowed is {ANSWERS_MAX} answers to a request."
@@ -130,7 +133,7 @@ impl<'a> Request<'a> {
             return Err(Refusal::new(Reason::OutOfRange, text).param("n"));
         }
         let model = ModelName::from(model);
-        Ok(Self { route, model, stream, include_usage, max_tokens, choices, prompts, fields })
+        Ok(Self { route, model, stream, include_usage, max_tokens, choices, n, prompts, fields })
     }
 }
 

@@ -175,6 +175,7 @@ impl Broker {
             tier,
             tokens: estimate,
             sequences: studied.sequences(),
+            span: studied.span(counted),
             tried: Vec::new(),
             deadline: record.started() + deadline.unwrap_or(settings.queue.wait_max),
             arrival: None,

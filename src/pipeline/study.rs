@@ -11,7 +11,7 @@ use super::{
     watch::Wishes,
 };
 use crate::{
-    api::{FieldLimits, Request, Route, outgoing},
+    api::{FieldLimits, Request, Route, fields, outgoing},
     config::{self, Tenant},
     error::{Reason, Refusal},
     ids::ModelName,
@@ -42,11 +42,14 @@ pub struct Studied {
     prompts: u32,
     /// `n` times prompts.
     answers: u64,
+    /// Answers that the caller gets.
+    wanted: u64,
     alias: Option<String>,
     counter: Option<Arc<Counter>>,
     /// Our own count, where the model's files are here.
     local: Option<Result<Tokens, CountError>>,
-    body_bytes: usize,
+    /// Bytes of the input itself, for an estimate.
+    text_bytes: usize,
 }
 
 impl Broker {
@@ -92,6 +95,7 @@ impl Broker {
         let outgoing = outgoing::body(&request, entry.model.as_str());
         let counter = live.counters.get(&entry.model).cloned();
         let local = counter.as_ref().map(|counter| counter.count(route, body));
+        let counted_here = matches!(local, Some(Ok(_)));
         Ok(Studied {
             route,
             outgoing,
@@ -100,10 +104,11 @@ impl Broker {
             max_tokens: request.max_tokens,
             prompts: request.prompts,
             answers: u64::from(request.choices).saturating_mul(u64::from(request.prompts)).max(1),
+            wanted: u64::from(request.n).saturating_mul(u64::from(request.prompts)).max(1),
             alias: (request.model != entry.model).then(|| request.model.to_string()),
             counter,
             local,
-            body_bytes: body.len(),
+            text_bytes: if counted_here { 0 } else { text_bytes(&request) },
             entry,
         })
     }
@@ -135,7 +140,37 @@ impl Broker {
             _ => self.dispatch.counter_for(&studied.entry.model),
         };
         let local = studied.local.as_ref();
-        count::count(local, server, studied.route, studied.body_bytes, &studied.outgoing).await
+        count::count(local, server, studied.route, studied.text_bytes, &studied.outgoing).await
+    }
+}
+
+/// Input tokens that are beyond doubt: an estimate may be far off in either direction, and only what is
+/// sure may refuse a request.
+fn sure_input(counted: Counted) -> Tokens {
+    match counted.source {
+        Source::Estimate => Tokens(counted.tokens.get() / 4),
+        Source::Exact | Source::Server => counted.tokens,
+    }
+}
+
+/// Bytes of what a tokenizer would see: messages and tools, prompts or inputs. Images and sounds in
+/// content parts are not text, however many bytes they have.
+fn text_bytes(request: &Request<'_>) -> usize {
+    let size = |field: &str| request.fields.get(field).map_or(0, |value| value.get().len());
+    let media = || -> usize {
+        let messages = fields::objects(&request.fields, "messages").ok().flatten();
+        let messages = messages.into_iter().flatten();
+        let parts =
+            messages.filter_map(|message| fields::objects(&message, "content").ok().flatten());
+        let other = parts.flatten().filter(|part| part.get("text").is_none());
+        other.flat_map(|part| part.0).map(|(_, value)| value.get().len()).sum()
+    };
+    match request.route {
+        Route::Chat => {
+            (size("messages") + size("tools") + size("functions")).saturating_sub(media())
+        }
+        Route::Completions => size("prompt"),
+        Route::Embeddings => size("input"),
     }
 }
 
@@ -147,13 +182,7 @@ impl Studied {
         if self.prompts > 1 {
             return Ok(Some(window));
         }
-        // An estimate may be far off in either direction: only what is beyond doubt is refused by it.
-        let input = match counted.source {
-            Source::Estimate => Tokens(counted.tokens.get() / 4),
-            Source::Exact | Source::Server => counted.tokens,
-        };
-        let least = Tokens(u64::from(self.route != Route::Embeddings));
-        if input.plus(self.max_tokens.unwrap_or(least)) <= window {
+        if self.span(counted) <= window {
             return Ok(Some(window));
         }
         let param = match self.route {
@@ -178,6 +207,16 @@ impl Studied {
     /// Sequences that it runs at once on a server.
     pub(super) fn sequences(&self) -> u32 {
         u32::try_from(self.answers).unwrap_or(u32::MAX)
+    }
+
+    /// Tokens that one sequence of it may come to hold, as far as that is sure: a server whose window is
+    /// smaller cannot take it.
+    pub(super) fn span(&self, counted: Counted) -> Tokens {
+        if self.prompts > 1 {
+            return Tokens::ZERO;
+        }
+        let least = Tokens(u64::from(self.route != Route::Embeddings));
+        sure_input(counted).plus(self.max_tokens.unwrap_or(least))
     }
 
     /// What the answers are expected to take: the model's running mean for each, never more than the
@@ -220,6 +259,7 @@ impl Studied {
             max_tokens: self.max_tokens,
             // Bounded: `Request::parse` refuses more than `ANSWERS_MAX`.
             choices: usize::try_from(self.answers).unwrap_or(usize::MAX),
+            wanted: usize::try_from(self.wanted).unwrap_or(usize::MAX),
             prompt: counted.tokens,
             exact: counted.source != Source::Estimate,
             counter: self.counter,

@@ -31,6 +31,8 @@ pub struct Wishes {
     pub ceiling: Option<Tokens>,
     /// Choices that may occur.
     pub choices: usize,
+    /// Choices that an answer must have to be whole.
+    pub wanted: usize,
     /// Our input count.
     pub prompt: Tokens,
     /// That count is exact.
@@ -119,6 +121,9 @@ pub struct Watcher {
     dropped: Tokens,
     /// Bytes of content, as JSON text.
     bytes: u64,
+    /// What each choice said, kept where a limit holds and a tokenizer can settle whether it is reached:
+    /// some servers send less than a token an event.
+    texts: Vec<String>,
     /// The last event with choices; an event of our own takes its id and names from it.
     like: Option<Event>,
     /// Some event carried content or a finish.
@@ -131,7 +136,10 @@ impl Watcher {
     /// A watcher at the beginning of a stream.
     pub fn new(wishes: Wishes) -> Self {
         let choices = vec![Progress::default(); wishes.choices.max(1)];
+        let settles = wishes.max_tokens.is_some() && wishes.counter.is_some();
+        let texts = vec![String::new(); if settles { choices.len() } else { 0 }];
         Self {
+            texts,
             wishes,
             choices,
             usage: None,
@@ -164,9 +172,9 @@ impl Watcher {
         self.choices.iter().any(|choice| choice.cut)
     }
 
-    /// True when every choice that began has finished, and one has.
+    /// True when every choice that began has finished, and there are as many as were asked for.
     fn whole(&self) -> bool {
-        self.choices.iter().any(|choice| choice.finished)
+        self.choices.iter().filter(|choice| choice.finished).count() >= self.wishes.wanted.max(1)
             && self.choices.iter().all(|choice| choice.finished || !choice.begun)
     }
 
@@ -182,6 +190,7 @@ impl Watcher {
         let Some(data) = event.data() else { return Step::Pass(event.raw.clone()) };
         match event::read(&data) {
             Said::Garbage => Step::Broken(faults::GARBAGE),
+            Said::Other => Step::Pass(event.raw.clone()),
             Said::Done if self.whole() => {
                 let mut last = self.closing_usage();
                 last.push(event.raw.clone());
@@ -260,6 +269,16 @@ impl Watcher {
         progress.begun = true;
         let limit = self.wishes.limit().map_or(u64::MAX, Tokens::get);
         let limit = if in_tools { with_tools(limit) } else { limit };
+        if let Some(text) = self.texts.get_mut(index) {
+            keep_text(text, choice);
+            let reached = progress.tokens.get() >= limit;
+            if let (true, Some(counter)) = (reached && !text.is_empty(), &self.wishes.counter) {
+                // So many events, but how many tokens are they? Fewer events than tokens that are left
+                // come before the next look, so long texts are not counted over and over.
+                let counted = count_text(text, Some(counter)).less(new);
+                progress.tokens = progress.tokens.min(counted);
+            }
+        }
         let would = progress.tokens.plus(new);
         // A single event with several tokens may pass the limit by a little when pieces are counted
         // apart; an event that starts at or beyond it may not.
@@ -401,6 +420,17 @@ pub(super) const fn is_over(tokens: Tokens, limit: u64) -> bool {
     tokens.get() > limit.saturating_add(limit / 8).saturating_add(4)
 }
 
+/// Adds a part to what its choice has said, up to what a tokenizer is given.
+fn keep_text(text: &mut String, choice: &Choice<'_>) {
+    for part in choice.parts() {
+        if let Ok(piece) = serde_json::from_str::<Cow<'_, str>>(part.get())
+            && text.len() + piece.len() <= COUNTED_MAX_BYTES
+        {
+            text.push_str(&piece);
+        }
+    }
+}
+
 /// Output tokens in one choice's part of an event, and its bytes. A short part is one token. A longer
 /// one is counted by the tokenizer; without one it has [`fewest`].
 fn output_of(choice: &Choice<'_>, counter: Option<&Counter>) -> (Tokens, u64) {
@@ -460,6 +490,7 @@ mod tests {
             max_tokens: None,
             ceiling: None,
             choices: 1,
+            wanted: 1,
             prompt: Tokens(10),
             exact: true,
             counter: None,

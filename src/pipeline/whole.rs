@@ -60,6 +60,9 @@ fn generation(
     if choices.is_empty() {
         return Err("empty_answer");
     }
+    if choices.len() < job.wishes.wanted {
+        return Err("missing_choices");
+    }
     if !choices.iter().all(Choice::finished) {
         return Err(super::watch::faults::UNFINISHED);
     }
@@ -256,6 +259,7 @@ mod tests {
                 max_tokens: max_tokens.map(Tokens),
                 ceiling: None,
                 choices: 1,
+                wanted: 1,
                 prompt: Tokens(10),
                 exact: true,
                 counter: None,

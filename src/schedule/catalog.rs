@@ -13,7 +13,8 @@ use std::collections::BTreeMap;
 pub struct Entry {
     /// The name that servers know.
     pub model: ModelName,
-    /// Context window, where anybody told it: the configuration, else the smallest of the servers'.
+    /// Context window, where anybody told it: the configuration, else the largest of the servers':
+    /// each request goes only where it fits.
     pub context_window: Option<Tokens>,
     /// Servers that list it, up or not.
     pub servers: Vec<ServerId>,
@@ -38,7 +39,7 @@ impl Catalog {
                 });
                 entry.servers.push(server.id.clone());
                 entry.context_window = match (entry.context_window, served.context_window) {
-                    (Some(a), Some(b)) => Some(a.min(b)),
+                    (Some(a), Some(b)) => Some(a.max(b)),
                     (a, b) => a.or(b),
                 };
             }
@@ -126,7 +127,7 @@ mod tests {
         let catalog = Catalog::build(&[model], &[server("a", Some(8192)), server("b", Some(4096))]);
         let entry = catalog.find(&"gpt-small".into()).unwrap();
         assert_eq!(entry.model.as_str(), "llama-8b");
-        assert_eq!(entry.context_window, Some(Tokens(4096)));
+        assert_eq!(entry.context_window, Some(Tokens(8192)));
         assert_eq!(entry.servers.len(), 2);
         assert_eq!(catalog.nearest("lama-8B").map(ModelName::as_str), Some("llama-8b"));
         assert_eq!(catalog.nearest("something-else"), None);

@@ -9,7 +9,7 @@ pub mod pace;
 
 use crate::{
     ids::{ModelName, ServerId},
-    snapshot::Capacity,
+    snapshot::{Capacity, ServedModel},
     units::Tokens,
 };
 use std::cmp::Ordering;
@@ -25,7 +25,7 @@ pub struct Room {
     /// It is up, its breaker is closed, it is not drained.
     pub usable: bool,
     /// Models it serves.
-    pub models: Vec<ModelName>,
+    pub models: Vec<ServedModel>,
     /// What it can hold.
     pub capacity: Capacity,
     /// KV tokens of the requests that we placed there.
@@ -53,9 +53,12 @@ impl Room {
         }
     }
 
-    /// It serves the model and did not have the request yet, usable or not.
+    /// It serves the model with a window that is wide enough, and did not have the request yet; usable
+    /// or not.
     pub fn may_take(&self, need: Need<'_>) -> bool {
-        self.models.contains(need.model) && !need.tried.contains(&self.id)
+        let served = self.models.iter().find(|served| served.name == *need.model);
+        let wide = |window: Option<Tokens>| window.is_none_or(|window| need.span <= window);
+        served.is_some_and(|served| wide(served.context_window)) && !need.tried.contains(&self.id)
     }
 
     fn max_running(&self) -> u32 {
@@ -102,6 +105,8 @@ pub struct Need<'a> {
     pub model: &'a ModelName,
     /// Input plus expected output, in tokens.
     pub tokens: Tokens,
+    /// What one sequence of it must have room for in the context window.
+    pub span: Tokens,
     /// Answers that it makes at once: `n` times its prompts.
     pub sequences: u32,
     /// Servers that had it already.
@@ -158,7 +163,7 @@ mod tests {
     fn room(id: &str, kv: u64, placed_tokens: u64, placed: u32) -> Room {
         Room {
             usable: true,
-            models: vec!["m".into()],
+            models: vec![ServedModel { name: "m".into(), context_window: None }],
             capacity: Capacity { kv_tokens: Some(Tokens(kv)), max_running: Some(4) },
             placed_tokens: Tokens(placed_tokens),
             placed,
@@ -167,7 +172,16 @@ mod tests {
     }
 
     fn pick(rooms: &[Room], tokens: u64, tried: &[ServerId]) -> Choice {
-        choose(rooms, Need { model: &"m".into(), tokens: Tokens(tokens), sequences: 1, tried })
+        choose(
+            rooms,
+            Need {
+                model: &"m".into(),
+                tokens: Tokens(tokens),
+                span: Tokens::ZERO,
+                sequences: 1,
+                tried,
+            },
+        )
     }
 
     #[test]
@@ -189,7 +203,16 @@ mod tests {
         let rooms = [room("a", 100_000, 400, 4)];
         assert_eq!(pick(&rooms, 1, &[]), Choice::Full);
         let many = |rooms: &[Room], sequences| {
-            choose(rooms, Need { model: &"m".into(), tokens: Tokens(1), sequences, tried: &[] })
+            choose(
+                rooms,
+                Need {
+                    model: &"m".into(),
+                    tokens: Tokens(1),
+                    span: Tokens::ZERO,
+                    sequences,
+                    tried: &[],
+                },
+            )
         };
         let rooms = [room("a", 100_000, 400, 2)];
         assert_eq!(many(&rooms, 2), Choice::Here(0));
@@ -208,10 +231,34 @@ mod tests {
         assert_eq!(
             choose(
                 &rooms,
-                Need { model: &"other".into(), tokens: Tokens(1), sequences: 1, tried: &[] }
+                Need {
+                    model: &"other".into(),
+                    tokens: Tokens(1),
+                    span: Tokens::ZERO,
+                    sequences: 1,
+                    tried: &[]
+                }
             ),
             Choice::Nobody
         );
+    }
+
+    #[test]
+    fn a_server_whose_window_is_too_small_is_passed_over() {
+        let mut rooms = [room("small", 1000, 0, 0), room("wide", 1000, 500, 1)];
+        rooms[0].models[0].context_window = Some(Tokens(64));
+        rooms[1].models[0].context_window = Some(Tokens(4096));
+        let model: ModelName = "m".into();
+        let need = |span: u64| Need {
+            model: &model,
+            tokens: Tokens(10),
+            span: Tokens(span),
+            sequences: 1,
+            tried: &[],
+        };
+        assert_eq!(choose(&rooms, need(60)), Choice::Here(0));
+        assert_eq!(choose(&rooms, need(100)), Choice::Here(1));
+        assert_eq!(choose(&rooms, need(5000)), Choice::Nobody);
     }
 
     #[test]

@@ -43,6 +43,8 @@ pub struct Ask {
     pub tokens: Tokens,
     /// Answers that it makes at once: `n` times its prompts.
     pub sequences: u32,
+    /// What one sequence must have room for in the context window.
+    pub span: Tokens,
     /// Servers that had it already.
     pub tried: Vec<ServerId>,
     /// The latest time a turn is of use.
@@ -241,7 +243,10 @@ impl Dispatch {
     /// The server that would be asked to count this model's input: a usable one if there is any.
     pub fn counter_for(&self, model: &ModelName) -> Option<Arc<dyn ModelServer>> {
         let state = self.lock();
-        let room = state.rooms.iter().find(|room| room.usable && room.models.contains(model))?;
+        let room = state
+            .rooms
+            .iter()
+            .find(|room| room.usable && room.models.iter().any(|served| served.name == *model))?;
         state.berths.get(&room.id).map(|berth| Arc::clone(&berth.server))
     }
 

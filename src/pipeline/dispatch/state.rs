@@ -56,6 +56,7 @@ pub(super) struct Turn {
     pub(super) give: oneshot::Sender<Granted>,
     pub(super) tried: Vec<ServerId>,
     pub(super) sequences: u32,
+    pub(super) span: Tokens,
 }
 
 /// A turn, in the hands of whoever waited for it.
@@ -87,7 +88,7 @@ impl State {
     pub(super) fn adopt(&mut self, id: &ServerId) {
         let Some(berth) = self.berths.get(id) else { return };
         let Some(room) = self.rooms.iter_mut().find(|room| room.id == *id) else { return };
-        room.models = berth.state.models.iter().map(|model| model.name.clone()).collect();
+        room.models = berth.state.models.clone();
         room.capacity = berth.state.capacity.clone();
     }
 
@@ -143,7 +144,7 @@ impl State {
         room.placed_tokens = room.placed_tokens.less(tokens);
         room.placed = room.placed.saturating_sub(granted.sequences);
         room.requests = room.requests.saturating_sub(1);
-        for model in &room.models {
+        for model in room.models.iter().map(|served| &served.name) {
             let busy = !self.queue.is_idle(model);
             if busy || self.pace.contains_key(model) {
                 self.pace.entry(model.clone()).or_default().freed(tokens, busy, now);
@@ -163,8 +164,9 @@ impl State {
             while let Some((place, waiting)) = self.queue.behind(&model, passed) {
                 // A caller who left takes no turn.
                 let gone = waiting.item.give.is_closed();
-                let (tokens, sequences) = (waiting.tokens, waiting.item.sequences);
-                let need = Need { model: &model, tokens, sequences, tried: &waiting.item.tried };
+                let Turn { sequences, span, tried, .. } = &waiting.item;
+                let (tokens, sequences) = (waiting.tokens, *sequences);
+                let need = Need { model: &model, tokens, span: *span, sequences, tried };
                 let choice =
                     if gone { Choice::Nobody } else { schedule::choose(&self.rooms, need) };
                 let ticket = Ticket { model: model.clone(), place };

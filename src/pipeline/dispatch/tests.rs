@@ -70,6 +70,7 @@ fn ask(tokens: u64, tier: Tier, tried: &[&str]) -> Ask {
         tier,
         tokens: Tokens(tokens),
         sequences: 1,
+        span: Tokens::ZERO,
         tried: tried.iter().map(|id| ServerId::from(*id)).collect(),
         deadline: Instant::now() + Duration::from_secs(600),
         arrival: None,

@@ -40,7 +40,8 @@ impl Dispatch {
             let ticket = state.ticket(ask);
             state.refuse_hopeless(ask, entered)?;
             let (give, turn) = oneshot::channel();
-            let item = Turn { give, tried: ask.tried.clone(), sequences: ask.sequences };
+            let (sequences, span) = (ask.sequences, ask.span);
+            let item = Turn { give, tried: ask.tried.clone(), sequences, span };
             let waiting = Waiting { tenant: ask.tenant.clone(), tokens: ask.tokens, item };
             if let Err(full) = state.queue.push(&ticket, waiting) {
                 return Err(state.full(full, ask));
@@ -85,7 +86,8 @@ impl Dispatch {
 }
 
 fn need(ask: &Ask) -> Need<'_> {
-    Need { model: &ask.model, tokens: ask.tokens, sequences: ask.sequences, tried: &ask.tried }
+    let Ask { model, tokens, span, sequences, tried, .. } = ask;
+    Need { model, tokens: *tokens, span: *span, sequences: *sequences, tried }
 }
 
 fn nobody(ask: &Ask) -> Refusal {
