@@ -3,7 +3,6 @@
 use bytes::{Bytes, BytesMut};
 use serde::Deserialize;
 use serde_json::value::RawValue;
-use std::borrow::Cow;
 
 /// The parts of a stream chunk or a whole answer that the relay acts on. Everything else passes unseen.
 #[derive(Debug, Deserialize)]
@@ -78,12 +77,14 @@ pub struct Delta<'a> {
 }
 
 impl<'a> Delta<'a> {
-    /// Raw JSON of every part that is not empty.
+    /// Raw JSON of every part that is not empty. Thinking that is sent under both of its names is one
+    /// part.
     pub fn parts(&self) -> impl Iterator<Item = &'a RawValue> + use<'a> {
+        let newer = self.reasoning.map(RawValue::get);
         [
             self.content,
             self.reasoning,
-            self.reasoning_content,
+            self.reasoning_content.filter(|older| newer != Some(older.get())),
             self.refusal,
             self.tool_calls,
             self.function_call,
@@ -193,14 +194,14 @@ pub fn splice(whole: &[u8], changes: &[(&RawValue, &str)]) -> Bytes {
 /// An event with some of the values in its data replaced. `data` is the event's own, and the values are
 /// borrowed from it. Data that came in several lines comes out in one: its values stand nowhere in the
 /// event as it came.
-pub fn splice_event(raw: &Bytes, data: &Cow<'_, [u8]>, changes: &[(&RawValue, &str)]) -> Bytes {
+pub fn splice_event(raw: &Bytes, data: &[u8], changes: &[(&RawValue, &str)]) -> Bytes {
     if changes.is_empty() {
         return raw.clone();
     }
-    let joined = match data {
-        Cow::Borrowed(_) => return splice(raw, changes),
-        Cow::Owned(joined) => splice(joined, changes),
-    };
+    if raw.as_ptr_range().contains(&data.as_ptr()) {
+        return splice(raw, changes);
+    }
+    let joined = splice(data, changes);
     let mut out = BytesMut::with_capacity(joined.len() + 8);
     out.extend_from_slice(b"data: ");
     // JSON has line feeds only between its values, where a space does as well.
@@ -243,6 +244,17 @@ mod tests {
                 .unwrap()[0]
                 .finished()
         );
+    }
+
+    /// vLLM sends thinking under its older name beside the newer one for older clients.
+    #[test]
+    fn thinking_under_two_names_counts_once() {
+        let parts = |older: &str| {
+            let delta = format!(r#"{{"reasoning":"x","reasoning_content":"{older}"}}"#);
+            let text = format!(r#"{{"choices":[{{"index":0,"delta":{delta}}}]}}"#);
+            chunk(&text).choices.unwrap()[0].parts().count()
+        };
+        assert_eq!((parts("x"), parts("y")), (1, 2));
     }
 
     #[test]

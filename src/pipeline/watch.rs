@@ -216,7 +216,7 @@ impl Watcher {
         Err(if self.committed { faults::UNFINISHED } else { faults::EMPTY })
     }
 
-    fn chunk(&mut self, event: &Event, data: &Cow<'_, [u8]>, chunk: &Chunk<'_>) -> Step {
+    fn chunk(&mut self, event: &Event, data: &[u8], chunk: &Chunk<'_>) -> Step {
         let choices = chunk.choices.as_deref().unwrap_or_default();
         if !choices.is_empty() {
             self.like = Some(event.clone());
@@ -352,7 +352,7 @@ impl Watcher {
     fn renamed(
         &self,
         event: &Event,
-        data: &Cow<'_, [u8]>,
+        data: &[u8],
         chunk: &Chunk<'_>,
         usage: Option<&str>,
         choices: Option<(&RawValue, &str)>,
@@ -482,6 +482,10 @@ fn fewest(text: &str) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{
+        snapshot::ServerKind,
+        tokens::{ModelFiles, Profile},
+    };
 
     fn wishes() -> Wishes {
         Wishes {
@@ -612,6 +616,20 @@ mod tests {
             assert_eq!(watcher.output(), Tokens(20), "{piece}");
         }
         assert_eq!(fewest("several ordinary words of a text"), 6);
+    }
+
+    /// A server can put megabytes into one event; the stream's thread must not tokenize them.
+    #[test]
+    fn only_text_of_a_usual_size_is_given_to_the_tokenizer() {
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/counts/chatml");
+        let files = ModelFiles::load(std::path::Path::new(folder)).unwrap();
+        let counter = Counter::new(Arc::new(files), Profile::of(ServerKind::Vllm));
+        let count = |text: &str| count_text(text, Some(&counter)).get();
+        let usual = "a b c ".repeat(1000);
+        assert_eq!(Some(Tokens(count(&usual))), counter.output(&usual));
+        assert_ne!(count(&usual), fewest(&usual));
+        let long = "a b c ".repeat(COUNTED_MAX_BYTES / 6 + 1);
+        assert_eq!(count(&long), fewest(&long));
     }
 
     #[test]

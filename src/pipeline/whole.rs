@@ -158,10 +158,16 @@ fn cut(job: &Job, body: &Bytes, lengths: &[Length], said: Option<Usage>) -> (Byt
 /// Cuts one choice's texts in the order in which they were generated, thinking first, and then what its
 /// tool calls have beyond their slack.
 fn cut_choice(job: &Job, choice: &mut Value, most: Tokens) {
-    const TEXTS: [&str; 4] =
-        ["/message/reasoning", "/message/reasoning_content", "/message/content", "/text"];
+    const NEWER: &str = "/message/reasoning";
+    const OLDER: &str = "/message/reasoning_content";
+    // Thinking that is sent under both of its names is the same thinking.
+    if choice.pointer(NEWER).is_some_and(|newer| Some(newer) == choice.pointer(OLDER))
+        && let Some(message) = choice.get_mut("message").and_then(Value::as_object_mut)
+    {
+        message.remove("reasoning_content");
+    }
     let mut left = most;
-    for field in TEXTS {
+    for field in [NEWER, OLDER, "/message/content", "/message/refusal", "/text"] {
         if let Some(Value::String(text)) = choice.pointer_mut(field) {
             left = left.less(shorten(job, text, left));
         }
@@ -181,8 +187,8 @@ fn cut_choice(job: &Job, choice: &mut Value, most: Tokens) {
     }
 }
 
-/// Cuts a text to at most `most` tokens, by the same count that found it too long. Gives how many it has
-/// now.
+/// Cuts a text to at most `most` tokens; without a tokenizer to four bytes for each. Gives how many it
+/// has now.
 fn shorten(job: &Job, text: &mut String, most: Tokens) -> Tokens {
     let counter = job.wishes.counter.as_deref();
     let count = |text: &str| count_text(text, counter);
