@@ -633,6 +633,42 @@ mod tests {
     }
 
     #[test]
+    fn less_than_a_token_an_event_is_no_reason_to_cut() {
+        let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("models/demo-chat");
+        let files = Arc::new(crate::tokens::ModelFiles::load(&folder).unwrap());
+        let profile = crate::tokens::Profile::of(crate::ids::ServerKind::Vllm);
+        let counter = Arc::new(Counter::new(files, profile));
+        let words = "The daemon counts tokens. ".repeat(4);
+        let tokens = counter.output(&words).unwrap();
+        let limit = Some(tokens);
+        let ask = Wishes { max_tokens: limit, counter: Some(Arc::clone(&counter)), ..wishes() };
+        let mut watcher = Watcher::new(ask.clone());
+        for letter in words.chars() {
+            assert!(matches!(watcher.read(&token(&letter.to_string())), Step::Pass(_)));
+        }
+        // But a server that ignores the limit is cut at it, however it cuts its pieces.
+        let mut passed = String::new();
+        let mut watcher = Watcher::new(ask);
+        for letter in words.repeat(3).chars() {
+            match watcher.read(&token(&letter.to_string())) {
+                Step::Pass(_) => passed.push(letter),
+                Step::Cut(_) => break,
+                other => panic!("{other:?}"),
+            }
+        }
+        let got = counter.output(&passed).unwrap();
+        assert!(got >= tokens && got.get() <= tokens.get() + 2, "{got} of {tokens}");
+    }
+
+    #[test]
+    fn fewer_choices_than_asked_are_no_whole_answer() {
+        let mut watcher = Watcher::new(Wishes { choices: 2, wanted: 2, ..wishes() });
+        watcher.read(&token("a"));
+        watcher.read(&event(FINISH));
+        assert_eq!(watcher.read(&event("[DONE]")), Step::Broken(faults::UNFINISHED));
+    }
+
+    #[test]
     fn a_server_that_stops_exactly_at_the_limit_is_left_alone() {
         let mut watcher = Watcher::new(Wishes { max_tokens: Some(Tokens(2)), ..wishes() });
         let done = r#"{"choices":[{"index":0,"delta":{"content":"b"},"finish_reason":"length"}]}"#;
