@@ -64,6 +64,7 @@ pub fn run(options: Options) -> Result<(), Failure> {
     let loaded = config::parse_text("quickstart", &text)
         .map_err(|problems| Failure::internal(problems.to_string()))?;
     log::start(&loaded.settings.log);
+    serve::raise_open_files(loaded.settings.listen.connections_max);
     let settings = loaded.settings;
     serve::runtime(&settings)?.block_on(async move {
         let started = Instant::now();

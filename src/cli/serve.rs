@@ -23,6 +23,7 @@ pub fn run(path: &Path) -> Result<(), Failure> {
     for warning in &loaded.warnings {
         tracing::warn!(problem = %warning, "configuration");
     }
+    raise_open_files(loaded.settings.listen.connections_max);
     let given = Listeners::from_environment().map_err(Failure::internal)?;
     let path = path.to_owned();
     let reread = move || {
@@ -67,6 +68,24 @@ pub fn simulate(options: simulate::SimulateOptions) -> Result<(), Failure> {
         simulator.run(stop).await;
         Ok(())
     })
+}
+
+/// Takes as many open files as the system allows, and says so when that is too few: each caller needs
+/// one, and each request at a server another.
+pub fn raise_open_files(connections_max: usize) {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let now = getrlimit(Resource::Nofile);
+    // Refused, the limit stays what it was; the line below tells.
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: now.maximum, maximum: now.maximum });
+    let allowed = getrlimit(Resource::Nofile).current;
+    let wanted = (connections_max as u64).saturating_mul(2).saturating_add(256);
+    if let Some(allowed) = allowed.filter(|allowed| *allowed < wanted) {
+        tracing::warn!(
+            allowed,
+            wanted,
+            "too few open files are allowed for listen.connections_max; raise LimitNOFILE or lower it"
+        );
+    }
 }
 
 /// The threads that the settings ask for.

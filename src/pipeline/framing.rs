@@ -10,6 +10,9 @@ use crate::api::chunked::{Chunked, Piece};
 /// Largest request head.
 const HEAD_MAX: usize = 64 * 1024;
 
+/// Most header lines of a request; the library below takes no more.
+const LINES_MAX: usize = 100;
+
 /// What was wrong with the framing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Violation {
@@ -27,7 +30,9 @@ impl Violation {
         match self {
             Self::Rule(text) => text,
             Self::SlowHead => "The request's head did not come in time.",
-            Self::LargeHead => "The request's head is larger than 64 KiB.",
+            Self::LargeHead => {
+                "The request's head is larger than 64 KiB, or has more than 100 lines."
+            }
         }
     }
 }
@@ -182,8 +187,15 @@ fn check_head(head: &[u8]) -> Result<Phase, Violation> {
             "The request target must be a path. Hosts cannot be named here.",
         ));
     }
-    let (mut length, mut chunked, mut hosts) = (None, false, 0);
+    if !matches!(version, Some(b"HTTP/1.1" | b"HTTP/1.0")) {
+        return Err(Violation::Rule("Only HTTP/1.1 and HTTP/1.0 are spoken here."));
+    }
+    let (mut length, mut chunked, mut hosts, mut count) = (None, false, 0, 0);
     for line in lines.filter(|line| !line.is_empty()) {
+        count += 1;
+        if count > LINES_MAX {
+            return Err(Violation::LargeHead);
+        }
         if matches!(line.first(), Some(b' ' | b'\t')) {
             return Err(Violation::Rule("Folded header lines are refused."));
         }

@@ -6,6 +6,7 @@ use super::{
     answer::{self, Reply},
     framing::Violation,
     guard::{Guarded, Patience},
+    record::{Books, Record},
 };
 use crate::{
     api::refuse,
@@ -132,6 +133,7 @@ async fn connection(
         return;
     }
     let busy = Arc::new(AtomicUsize::new(0));
+    let books = Arc::clone(&broker.books);
     let service = service_fn({
         let busy = Arc::clone(&busy);
         move |request: Request<Incoming>| {
@@ -161,20 +163,22 @@ async fn connection(
     match (result, violation) {
         // In the middle of an answer there is no place for another. Between two requests the library
         // takes the guard's error for an orderly end, so its own result says nothing here.
-        (_, Some(violation)) if !answering => refuse_framing(&mut stream, violation).await,
+        (_, Some(violation)) if !answering => refuse_framing(&mut stream, violation, books).await,
         (Ok(()), _) => drop(stream.shutdown().await),
         (Err(_), _) => {}
     }
 }
 
 /// Says what was wrong, then closes.
-async fn refuse_framing(stream: &mut TcpStream, violation: Violation) {
+async fn refuse_framing(stream: &mut TcpStream, violation: Violation, books: Arc<Books>) {
     let reason = match violation {
         Violation::SlowHead => Reason::BodyTimeout,
         Violation::Rule(_) | Violation::LargeHead => Reason::BadFraming,
     };
     let id = RequestId::fresh();
     let refusal = Refusal::new(reason, violation.text());
+    // Attacks should show: one line and one count, like any other refused request.
+    Record::begin(books, id.clone(), "none").refused(&refusal);
     let body = refuse::body(&refusal, &id);
     let status = refuse::status(&refusal);
     let mut text = format!(
@@ -193,7 +197,6 @@ async fn refuse_framing(stream: &mut TcpStream, violation: Violation) {
     };
     // The connection is over either way.
     let _ = tokio::time::timeout(LINGER, goodbye).await;
-    tracing::debug!(id = id.as_str(), rule = violation.text(), "framing refused");
 }
 
 /// One request being answered.
