@@ -67,7 +67,7 @@ pub const ATTEMPTS_MAX: u32 = 3;
 /// Model servers are on this host or in this rack.
 pub const CONNECT_LIMIT: Duration = s(2);
 /// Idle connections kept to each server.
-pub const IDLE_CONNECTIONS_MAX: usize = 32;
+pub const IDLE_CONNECTIONS_MAX: usize = 64;
 
 /// Failures in a row that open a breaker.
 pub const BREAKER_FAILURES: u32 = 5;
