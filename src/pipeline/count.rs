@@ -168,11 +168,6 @@ impl Counters {
     pub fn get(&self, model: &ModelName) -> Option<&Arc<Counter>> {
         self.models.get(model)
     }
-
-    /// Models whose files are here.
-    pub fn models(&self) -> impl Iterator<Item = &ModelName> {
-        self.models.keys()
-    }
 }
 
 /// Model name, folder and the kind of server that renders its template.

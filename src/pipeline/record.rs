@@ -148,11 +148,6 @@ impl Record {
         }
     }
 
-    /// Where records go.
-    pub fn books(&self) -> &Arc<Books> {
-        &self.books
-    }
-
     /// When the request came.
     pub const fn started(&self) -> Instant {
         self.started

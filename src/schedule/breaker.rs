@@ -17,7 +17,6 @@ pub struct Breaker {
 
 #[derive(Clone, Copy, Debug)]
 struct Open {
-    since: Instant,
     next_trial: Instant,
     pause: Duration,
 }
@@ -37,11 +36,6 @@ impl Breaker {
     /// True when no request may pass.
     pub const fn is_open(&self) -> bool {
         self.open.is_some()
-    }
-
-    /// Since when it is open.
-    pub fn open_since(&self) -> Option<Instant> {
-        self.open.map(|open| open.since)
     }
 
     /// When the next trial is due.
@@ -74,7 +68,7 @@ impl Breaker {
                     return false;
                 }
                 let pause = rules.trial_first;
-                self.open = Some(Open { since: now, next_trial: now + pause, pause });
+                self.open = Some(Open { next_trial: now + pause, pause });
                 true
             }
         }

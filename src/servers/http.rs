@@ -110,11 +110,6 @@ impl Client {
         self.whole("POST", path, body, limit, max_bytes).await
     }
 
-    /// Idle connections in the pool now.
-    pub fn idle(&self) -> usize {
-        self.pool.lock().len()
-    }
-
     /// A request's head. `path` and `id` are our own words, never a caller's.
     fn head(&self, method: &str, path: &str, body: &Bytes, id: Option<&str>) -> BytesMut {
         let mut head = BytesMut::with_capacity(self.headers.len() + path.len() + 160);
@@ -343,7 +338,7 @@ mod tests {
         let (client, seen, _task) = server(3, "application/json", false).await;
         get(&client).await.unwrap();
         tokio::time::pause();
-        assert_eq!(client.idle(), 1);
+        assert_eq!(client.pool.lock().len(), 1);
         assert!(client.pool.take().is_none());
         tokio::time::advance(REST).await;
         assert!(client.pool.take().is_some());
