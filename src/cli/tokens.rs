@@ -7,7 +7,7 @@ use crate::{
     ids::{ModelName, ServerKind},
     pipeline::count::{Counter, Counters, Source, count},
     servers::{ModelServer, http::ClientLimits, remote::Remote},
-    tokens::{ModelFiles, Profile},
+    tokens::{Allowance, ModelFiles, Profile},
 };
 use bytes::Bytes;
 use std::{io::Read, path::PathBuf, sync::Arc};
@@ -50,7 +50,8 @@ pub fn run(options: &Options) -> Result<(), Failure> {
         .map_err(|refusal| Failure::usage(refusal.message))?;
     let (counter, server) = sources(options, &request.model)?;
     let outgoing = outgoing::body(&request, request.model.as_str());
-    let local = counter.as_ref().map(|counter| counter.count(route, &body));
+    let local =
+        counter.as_ref().map(|counter| counter.count(route, &request.fields, Allowance::Whole));
     let counted = super::one_thread()?
         .block_on(count(local.as_ref(), server, route, body.len(), &outgoing))
         .map_err(|refusal| Failure::usage(refusal.message))?;

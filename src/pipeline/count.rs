@@ -4,17 +4,17 @@
 //! an estimate, and says so wherever it is shown.
 
 use crate::{
-    api::Route,
+    api::{Route, json::Object},
     config::Settings,
     error::{Reason, Refusal},
     ids::ModelName,
     servers::ModelServer,
     snapshot::ServerKind,
-    tokens::{CountError, ModelFiles, Profile},
+    tokens::{Allowance, CountError, ModelFiles, Profile},
     units::Tokens,
 };
 use bytes::Bytes;
-use serde_json::{Map, Value};
+use serde_json::Value;
 use std::{collections::HashMap, path::PathBuf, sync::Arc, time::Duration};
 
 /// Where a count came from.
@@ -66,17 +66,30 @@ impl Counter {
         &self.files
     }
 
-    /// Counts a request body.
+    /// Counts a request from its body's fields.
     ///
     /// # Errors
-    /// As [`CountError`]: the template's own refusal, or that this input cannot be counted here.
-    pub fn count(&self, route: Route, body: &[u8]) -> Result<Tokens, CountError> {
-        let body: Map<String, Value> = serde_json::from_slice(body)
-            .map_err(|error| CountError::NotAvailable(error.to_string()))?;
+    /// As [`CountError`]: the template's own refusal, or that this input cannot be counted here; and with
+    /// [`Allowance::Little`] that it is too much work for an async thread.
+    pub fn count(
+        &self,
+        route: Route,
+        fields: &Object<'_>,
+        allowance: Allowance,
+    ) -> Result<Tokens, CountError> {
+        let texts = |name: &str| {
+            let Some(value) = fields.get(name) else { return self.count_texts(None) };
+            if allowance == Allowance::Little && value.get().len() > self.files.little_bytes() {
+                return Err(CountError::Deferred);
+            }
+            let value: Value = serde_json::from_str(value.get())
+                .map_err(|error| CountError::NotAvailable(error.to_string()))?;
+            self.count_texts(Some(&value))
+        };
         match route {
-            Route::Chat => self.files.count_chat(&self.profile, &body),
-            Route::Completions => self.count_texts(body.get("prompt")),
-            Route::Embeddings => self.count_texts(body.get("input")),
+            Route::Chat => self.files.count_request(&self.profile, fields, allowance),
+            Route::Completions => texts("prompt"),
+            Route::Embeddings => texts("input"),
         }
     }
 

@@ -16,15 +16,16 @@ use crate::{
     error::{Reason, Refusal},
     ids::ModelName,
     schedule::catalog::Entry,
-    tokens::CountError,
+    tokens::{Allowance, CountError},
     units::Tokens,
 };
 use bytes::Bytes;
 use std::sync::Arc;
 use tokio::sync::OwnedSemaphorePermit;
 
-/// Bodies up to this size are studied in place: it takes less than handing them over would.
-const INLINE_MAX: usize = 32 * 1024;
+/// Bodies up to this size are studied in place, if counting them is little work: it takes less than handing
+/// them over would.
+pub const INLINE_MAX: usize = 128 * 1024;
 
 /// A request that is understood.
 #[derive(Debug)]
@@ -64,8 +65,10 @@ impl Broker {
         route: Route,
         (body, room): (Bytes, OwnedSemaphorePermit),
     ) -> Result<Studied, Refusal> {
-        if body.len() <= INLINE_MAX {
-            return self.study_here(live, tenant, route, &body);
+        if body.len() <= INLINE_MAX
+            && let Some(studied) = self.study_here(live, tenant, route, &body, Allowance::Little)
+        {
+            return studied;
         }
         // The pool's own queue has no bound and nobody can leave it, so it is never used as one.
         let turn = Arc::clone(&self.compute).acquire_owned().await;
@@ -75,26 +78,45 @@ impl Broker {
             let _held = (turn, room);
             // Moved in, so that it is gone before its room is given back.
             let body = body;
-            broker.study_here(&live, &tenant, route, &body)
+            broker.study_here(&live, &tenant, route, &body, Allowance::Whole)
         };
-        tokio::task::spawn_blocking(work)
-            .await
-            .unwrap_or_else(|error| Err(Refusal::new(Reason::Internal, error.to_string())))
+        let unfinished = || Err(Refusal::new(Reason::Internal, "counting did not end"));
+        tokio::task::spawn_blocking(work).await.map_or_else(
+            |error| Err(Refusal::new(Reason::Internal, error.to_string())),
+            |studied| studied.unwrap_or_else(unfinished),
+        )
     }
 
+    /// `None` if it is more work than allowed.
     fn study_here(
         &self,
         live: &Live,
         tenant: &Tenant,
         route: Route,
         body: &Bytes,
+        allowance: Allowance,
+    ) -> Option<Result<Studied, Refusal>> {
+        match self.understand(live, tenant, route, body, allowance) {
+            Ok(Studied { local: Some(Err(CountError::Deferred)), .. }) => None,
+            studied => Some(studied),
+        }
+    }
+
+    fn understand(
+        &self,
+        live: &Live,
+        tenant: &Tenant,
+        route: Route,
+        body: &Bytes,
+        allowance: Allowance,
     ) -> Result<Studied, Refusal> {
         let limits = FieldLimits { choices_max: live.settings.limits.choices_max };
         let request = Request::parse(route, body, limits)?;
         let entry = self.authorise(tenant, &request.model)?;
         let outgoing = outgoing::body(&request, entry.model.as_str());
         let counter = live.counters.get(&entry.model).cloned();
-        let local = counter.as_ref().map(|counter| counter.count(route, body));
+        let local =
+            counter.as_ref().map(|counter| counter.count(route, &request.fields, allowance));
         let counted_here = matches!(local, Some(Ok(_)));
         Ok(Studied {
             route,

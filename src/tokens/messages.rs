@@ -87,12 +87,46 @@ pub(super) fn prepare(
     }
     Ok(Prepared {
         messages: messages.into_iter().map(Value::Object).collect(),
-        tools: tools(rules, body),
-        documents: body.get("documents").filter(|documents| !documents.is_null()).cloned(),
-        variables: variables(profile, body),
         add_generation_prompt,
         ending,
+        ..surroundings(profile, body)
     })
+}
+
+/// All but the messages.
+pub(super) fn surroundings(profile: &Profile, body: &Map<String, Value>) -> Prepared {
+    let generate = body.get("add_generation_prompt").and_then(Value::as_bool);
+    Prepared {
+        messages: Vec::new(),
+        tools: tools(&profile.rules, body),
+        documents: body.get("documents").filter(|documents| !documents.is_null()).cloned(),
+        variables: variables(profile, body),
+        add_generation_prompt: generate.unwrap_or(true),
+        ending: Ending::Nothing,
+    }
+}
+
+/// Whether messages must be prepared all together: some join others, or the last is treated apart.
+pub(super) fn join_or_end(
+    profile: &Profile,
+    wants: Wants,
+    roles: &[&str],
+    body: &Map<String, Value>,
+) -> bool {
+    let rules = &profile.rules;
+    let developer = match rules.developer {
+        Developer::JoinsSystem => !wants.hints.developer,
+        Developer::IsSystem => true,
+        Developer::AsSent => false,
+    };
+    let joins = rules.system_joins_next && wants.no_system;
+    let ends = rules.last_assistant != LastAssistant::Rendered
+        && roles.last().is_some_and(|role| *role == "assistant");
+    let continued = body.get("continue_final_message").and_then(Value::as_bool) == Some(true);
+    continued
+        || ends
+        || (joins && roles.first().is_some_and(|role| *role == "system" || *role == "developer"))
+        || (developer && roles.contains(&"developer"))
 }
 
 fn developer_is_system(messages: &mut [Map<String, Value>]) {
@@ -123,7 +157,7 @@ fn system_joins_next(messages: &mut Vec<Map<String, Value>>) {
 
 // === one message ===
 
-fn prepare_message(
+pub(super) fn prepare_message(
     rules: &Rules,
     wants: Wants,
     sent: &Map<String, Value>,

@@ -6,7 +6,7 @@
 use crate::units::Tokens;
 use minijinja::Value as Rendered;
 use serde_json::{Map, Value, json};
-use std::{collections::BTreeMap, path::Path, path::PathBuf};
+use std::{collections::BTreeMap, path::Path, path::PathBuf, sync::Arc};
 
 mod content;
 mod engine;
@@ -18,14 +18,17 @@ mod gguf_tests;
 mod gguf_tokens;
 mod gguf_vocab;
 mod jinja;
+mod memo;
 mod messages;
 mod profile;
 mod python;
 mod template;
 mod vocabulary;
 
+pub use memo::{Allowance, CACHE_BYTES, CacheUse};
 pub use profile::Profile;
 
+use memo::{Memo, Sum};
 use messages::{Ending, Prepared, Wants};
 use template::{Clock, Template};
 use vocabulary::Vocabulary;
@@ -33,7 +36,7 @@ use vocabulary::Vocabulary;
 /// The tokenizer and the chat template of one model folder. Loaded once (a 128k vocabulary takes about a
 /// second and 100 MB), shared by `Arc`; every method may be called from any thread.
 pub struct ModelFiles {
-    vocabulary: Vocabulary,
+    memo: Arc<Memo>,
     chat: Chat,
     clock: Clock,
     /// Special tokens by the name that templates know them by.
@@ -80,6 +83,9 @@ pub enum CountError {
     /// The tokenizer failed. Ask the server, or estimate.
     #[error("the tokenizer failed: {0}")]
     Encode(String),
+    /// More work than [`Allowance::Little`] covers. Count again with [`Allowance::Whole`].
+    #[error("more work than allowed at once")]
+    Deferred,
 }
 
 /// The templates of a model.
@@ -127,9 +133,9 @@ impl ModelFiles {
         let inner = folder.config.get("text_config").and_then(Value::as_object);
         let context_window = window(&folder.config).or_else(|| window(inner?)).map(Tokens);
         let clock = Clock::default();
-        Ok(Self {
+        let mut files = Self {
             chat: Chat::load(&folder.templates, &clock, &named_tokens),
-            vocabulary,
+            memo: Arc::new(Memo::new(vocabulary, CACHE_BYTES)),
             clock,
             named_tokens,
             added,
@@ -137,7 +143,21 @@ impl ModelFiles {
             context_window,
             fingerprint: folder.fingerprint,
             is_gguf: folder.is_gguf,
-        })
+        };
+        if !files.is_proven() {
+            tracing::warn!(
+                fingerprint = files.fingerprint,
+                "this chat template cannot be counted turn by turn; conversations are rendered whole"
+            );
+            files.chat.forget_plans();
+        }
+        Ok(files)
+    }
+
+    /// The text of the model's `tokenizer.json`, or what a file of another kind says in its form. For
+    /// comparison with other libraries.
+    pub fn tokenizer_json(folder: &Path) -> Result<String, LoadError> {
+        Ok(files::Folder::read(folder)?.tokenizer.to_string())
     }
 
     /// Stops the clock that templates read the date from, so that counts can be repeated.
@@ -165,7 +185,8 @@ impl ModelFiles {
         body: &Map<String, Value>,
     ) -> Result<Vec<u32>, CountError> {
         let (text, apart) = self.render(profile, body)?;
-        let mut ids = self.with_prompt_ids(profile, &text, <[u32]>::to_vec)?;
+        let mut ids = Vec::new();
+        self.take_prompt(profile, &text, Allowance::Whole, &mut ids)?;
         if let Some(apart) = apart {
             ids.extend(self.text_ids(&apart, false)?);
         }
@@ -179,7 +200,9 @@ impl ModelFiles {
         body: &Map<String, Value>,
     ) -> Result<Tokens, CountError> {
         let (text, apart) = self.render(profile, body)?;
-        let prompt = self.with_prompt_ids(profile, &text, |ids| Tokens(ids.len() as u64))?;
+        let mut sum = Sum::default();
+        self.take_prompt(profile, &text, Allowance::Whole, &mut sum)?;
+        let prompt = Tokens(sum.0);
         match apart {
             Some(apart) => Ok(prompt.plus(self.count_text(&apart, false)?)),
             None => Ok(prompt),
@@ -189,18 +212,18 @@ impl ModelFiles {
     /// The ids of plain text. `add_special` as completions and embeddings do: with what the tokenizer
     /// puts around every text.
     pub fn text_ids(&self, text: &str, add_special: bool) -> Result<Vec<u32>, CountError> {
-        self.vocabulary.with_ids(text, add_special, <[u32]>::to_vec)
+        self.memo.vocabulary.with_ids(text, add_special, <[u32]>::to_vec)
     }
 
     /// The number of ids of plain text. Allocates nothing for the ids.
     pub fn count_text(&self, text: &str, add_special: bool) -> Result<Tokens, CountError> {
-        self.vocabulary.with_ids(text, add_special, |ids| Tokens(ids.len() as u64))
+        self.memo.vocabulary.with_ids(text, add_special, |ids| Tokens(ids.len() as u64))
     }
 
     /// The bytes a token stands for; `None` for special tokens and unknown ids. A character may be spread
     /// over several tokens.
     pub fn bytes_of(&self, id: u32) -> Option<Vec<u8>> {
-        self.vocabulary.bytes_of(id)
+        self.memo.vocabulary.bytes_of(id)
     }
 
     /// The tokens that end an answer.
@@ -238,7 +261,7 @@ impl ModelFiles {
         let loaded = self.chat.pick(has_tools)?;
         let prepared = messages::prepare(profile, loaded.wants, body)?;
         let ending = prepared.ending.clone();
-        let mut text = loaded.template.render(variables(&self.named_tokens, prepared))?;
+        let mut text = loaded.template.render(whole(&self.named_tokens, prepared))?;
         match ending {
             Ending::Nothing => Ok((text, None)),
             Ending::Cut => {
@@ -249,28 +272,6 @@ impl ModelFiles {
             Ending::Text(tail) => Ok((text + &tail, None)),
             Ending::Apart(tail) => Ok((text, Some(tail))),
         }
-    }
-
-    fn with_prompt_ids<T>(
-        &self,
-        profile: &Profile,
-        text: &str,
-        read: impl FnOnce(&[u32]) -> T,
-    ) -> Result<T, CountError> {
-        if !profile.rules.one_bos {
-            return self.vocabulary.with_ids(text, false, read);
-        }
-        // The template's own is cut first, lest it come twice.
-        let (bos, eos) = (self.added.bos.as_ref(), self.added.eos.as_ref());
-        let text = bos.and_then(|(bos, _)| text.strip_prefix(bos.as_str())).unwrap_or(text);
-        let text = eos.and_then(|(eos, _)| text.strip_suffix(eos.as_str())).unwrap_or(text);
-        self.vocabulary.with_ids(text, false, |ids| {
-            let mut all = Vec::with_capacity(ids.len() + 2);
-            all.extend(bos.map(|(_, id)| *id));
-            all.extend_from_slice(ids);
-            all.extend(eos.map(|(_, id)| *id));
-            read(&all)
-        })
     }
 }
 
@@ -350,6 +351,16 @@ impl Chat {
         }
     }
 
+    /// Renders every conversation as a whole from now on.
+    fn forget_plans(&mut self) {
+        if let Self::Some { default, tools } = self {
+            default.template.forget_plan();
+            if let Some(tools) = tools {
+                tools.template.forget_plan();
+            }
+        }
+    }
+
     fn pick(&self, has_tools: bool) -> Result<&Loaded, CountError> {
         match self {
             Self::None(told) => Err(CountError::NotAvailable(told.clone())),
@@ -373,12 +384,23 @@ fn prints(template: &Template, named_tokens: &BTreeMap<String, String>, messages
         add_generation_prompt: true,
         ending: Ending::Nothing,
     };
-    let text = template.render(variables(named_tokens, prepared)).unwrap_or_default();
+    let text = template.render(whole(named_tokens, prepared)).unwrap_or_default();
     text.contains(NEEDLE) && !text.contains("'text'")
 }
 
-/// A template's variables: later ones go before earlier ones of the same name.
-fn variables(named_tokens: &BTreeMap<String, String>, prepared: Prepared) -> Rendered {
+/// A template's variables with the messages.
+fn whole(named_tokens: &BTreeMap<String, String>, mut prepared: Prepared) -> Rendered {
+    let messages = std::mem::take(&mut prepared.messages);
+    let mut all = variables(named_tokens, prepared);
+    all.push(("messages".into(), list(&messages)));
+    Rendered::from_pairs(all)
+}
+
+/// A template's variables but for the messages: later ones go before earlier ones of the same name.
+fn variables(
+    named_tokens: &BTreeMap<String, String>,
+    prepared: Prepared,
+) -> Vec<(String, Rendered)> {
     let mut all: Vec<(String, Rendered)> = Vec::with_capacity(named_tokens.len() + 8);
     all.extend(
         named_tokens.iter().map(|(name, text)| (name.clone(), Rendered::from(text.as_str()))),
@@ -386,9 +408,6 @@ fn variables(named_tokens: &BTreeMap<String, String>, prepared: Prepared) -> Ren
     all.extend(
         prepared.variables.iter().map(|(name, value)| (name.clone(), python::from_json(value))),
     );
-    let list =
-        |items: &[Value]| Rendered::from(items.iter().map(python::from_json).collect::<Vec<_>>());
-    all.push(("messages".into(), list(&prepared.messages)));
     // Absent tools and documents are none, not undefined: templates ask `tools is not none`.
     all.push(("tools".into(), prepared.tools.as_deref().map_or(Rendered::from(()), list)));
     all.push((
@@ -396,5 +415,9 @@ fn variables(named_tokens: &BTreeMap<String, String>, prepared: Prepared) -> Ren
         prepared.documents.as_ref().map_or(Rendered::from(()), python::from_json),
     ));
     all.push(("add_generation_prompt".into(), Rendered::from(prepared.add_generation_prompt)));
-    Rendered::from_pairs(all)
+    all
+}
+
+fn list(items: &[Value]) -> Rendered {
+    Rendered::from(items.iter().map(python::from_json).collect::<Vec<_>>())
 }

@@ -3,7 +3,10 @@
 //! Every difference here changes the token count. Read from the servers' sources; a model whose server
 //! was started with other flags must carry the same values as template variables.
 
-use super::ModelFiles;
+use super::{
+    ModelFiles,
+    memo::{Key, key_of},
+};
 use crate::snapshot::ServerKind;
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -13,6 +16,7 @@ use std::collections::BTreeMap;
 pub struct Profile {
     pub(super) rules: Rules,
     pub(super) variables: BTreeMap<String, Value>,
+    key: Key,
 }
 
 /// When message content is handed to the template as a list of parts.
@@ -184,7 +188,16 @@ impl Profile {
             ServerKind::Sglang => SGLANG,
             ServerKind::LlamaCpp => LLAMA_CPP,
         };
-        Self { rules, variables: BTreeMap::new() }
+        Self::with_rules(rules)
+    }
+
+    fn with_rules(rules: Rules) -> Self {
+        Self { rules, variables: BTreeMap::new(), key: key_of(format!("{rules:?}").as_bytes()) }
+    }
+
+    /// Tells these rules from others, in keys of remembered counts. Variables are part of those anyway.
+    pub(super) const fn key(&self) -> Key {
+        self.key
     }
 
     /// The rules of a kind of server with these files. A server of unknown make that serves a GGUF file is
@@ -198,7 +211,7 @@ impl Profile {
 
     /// What the transformers library does by itself. The measure that counts are checked against.
     pub fn reference() -> Self {
-        Self { rules: REFERENCE, variables: BTreeMap::new() }
+        Self::with_rules(REFERENCE)
     }
 
     /// Gives the template these variables, as the server's own flags do. A request's

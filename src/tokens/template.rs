@@ -1,6 +1,9 @@
 //! One chat template, compiled once, rendered as transformers renders it.
 
-use super::{CountError, jinja};
+use super::{
+    CountError, jinja,
+    memo::{self, Key, Plan},
+};
 use minijinja::{AutoEscape, Environment, Error, ErrorKind, Value, syntax::SyntaxConfig};
 use std::{
     error::Error as _,
@@ -10,13 +13,16 @@ use std::{
 
 /// Instructions one rendering may take. A message costs a template about a hundred, so this is some
 /// ten thousand messages and well under a second; a template that loops for ever ends here.
-const FUEL: u64 = 4_000_000;
+pub(super) const FUEL: u64 = 4_000_000;
 
 /// Bytes one rendering may produce. More could not be counted in reasonable time either.
 pub(super) const TEXT_BYTES_MAX: usize = 16 << 20;
 
 /// The name under which the one template of an environment is known.
 const NAME: &str = "chat";
+
+/// The name of what is left of it without its loops.
+const FRAME: &str = "frame";
 
 /// A clock that can be stopped, for templates that write today's date.
 #[derive(Clone, Debug, Default)]
@@ -39,6 +45,18 @@ impl Clock {
 pub(super) struct Template {
     environment: Environment<'static>,
     source: String,
+    key: Key,
+    plan: Option<Arc<Plan>>,
+}
+
+/// The name of the template that a loop's body became.
+pub(super) fn turn_name(number: usize) -> String {
+    format!("turn {number}")
+}
+
+/// The name of the template that sets what a loop's body would set.
+pub(super) fn setter_name(number: usize, at: usize) -> String {
+    format!("set {number} {at}")
 }
 
 impl Template {
@@ -49,7 +67,8 @@ impl Template {
         let source = source.replace("\r\n", "\n").replace('\r', "\n");
         let mut environment = Environment::new();
         let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
-        environment.set_syntax(syntax.map_err(told)?);
+        let syntax = syntax.map_err(told)?;
+        environment.set_syntax(syntax.clone());
         environment.set_auto_escape_callback(|_| AutoEscape::None);
         environment.set_fuel(Some(FUEL));
         jinja::install(&mut environment);
@@ -59,8 +78,31 @@ impl Template {
                 Error::new(ErrorKind::InvalidOperation, "bad date format").with_source(error)
             })
         });
-        environment.add_template_owned(NAME, without_generation_tags(&source)).map_err(told)?;
-        Ok(Self { environment, source })
+        let text = without_generation_tags(&source);
+        let plan = memo::plan_of(&text, syntax);
+        environment.add_template_owned(NAME, text).map_err(told)?;
+        let plan = plan.filter(|plan| add_parts(&mut environment, plan).is_ok()).map(Arc::new);
+        Ok(Self { environment, key: memo::key_of(source.as_bytes()), source, plan })
+    }
+
+    /// How it is taken apart, if it is.
+    pub(super) const fn plan(&self) -> Option<&Arc<Plan>> {
+        self.plan.as_ref()
+    }
+
+    /// Renders every conversation as a whole from now on.
+    pub(super) fn forget_plan(&mut self) {
+        self.plan = None;
+    }
+
+    /// Tells this template from others, in keys of remembered counts.
+    pub(super) const fn key(&self) -> Key {
+        self.key
+    }
+
+    /// Renders the frame of a template that is taken apart.
+    pub(super) fn render_frame(&self, variables: Value) -> Result<String, CountError> {
+        self.render_named(FRAME, variables)
     }
 
     /// The template's text, with newlines made equal.
@@ -70,11 +112,28 @@ impl Template {
 
     /// Renders with these variables.
     pub(super) fn render(&self, variables: Value) -> Result<String, CountError> {
+        self.render_named(NAME, variables)
+    }
+
+    fn render_named(&self, name: &str, variables: Value) -> Result<String, CountError> {
         let mut text = Bounded(Vec::new());
-        let template = self.environment.get_template(NAME).map_err(render_error)?;
+        let template = self.environment.get_template(name).map_err(render_error)?;
         template.render_captured_to(variables, &mut text).map_err(render_error)?;
         String::from_utf8(text.0).map_err(|error| CountError::Render(error.to_string()))
     }
+}
+
+/// Adds the parts of a template that was taken apart.
+fn add_parts(environment: &mut Environment<'static>, plan: &Plan) -> Result<(), Error> {
+    environment.add_template_owned(FRAME, plan.frame.clone())?;
+    for (number, one) in plan.loops.iter().enumerate() {
+        environment.add_template_owned(turn_name(number), one.body.clone())?;
+        for (at, (_, attribute)) in one.reads.writes.iter().enumerate() {
+            let setter = format!("{{% set namespace_.{attribute} = value_ %}}");
+            environment.add_template_owned(setter_name(number, at), setter)?;
+        }
+    }
+    Ok(())
 }
 
 /// Tells the template's own refusals from limits and from faults.
@@ -121,11 +180,28 @@ impl io::Write for Bounded {
 /// the trimming of blocks work on the new tag as on the old. Comments and raw blocks stay as they are.
 fn without_generation_tags(source: &str) -> String {
     let mut out = String::with_capacity(source.len());
-    let mut rest = source;
+    let mut from = 0;
+    each_tag(source, |start, tag| {
+        let new = match block_word(tag) {
+            Some("generation") => tag.replacen("generation", "with", 1),
+            Some("endgeneration") => tag.replacen("endgeneration", "endwith", 1),
+            _ => return,
+        };
+        out.push_str(source.get(from..start).unwrap_or_default());
+        out.push_str(&new);
+        from = start + tag.len();
+    });
+    out.push_str(source.get(from..).unwrap_or_default());
+    out
+}
+
+/// Calls `see` with each `{% ... %}` and where it begins, but for what stands in comments and raw blocks.
+pub(super) fn each_tag<'a>(source: &'a str, mut see: impl FnMut(usize, &'a str)) {
+    let mut at = 0;
     let mut raw = false;
-    while let Some(at) = rest.find('{') {
-        let (before, tag) = rest.split_at(at);
-        out.push_str(before);
+    while let Some(found) = source.get(at..).and_then(|rest| rest.find('{')) {
+        at += found;
+        let tag = source.get(at..).unwrap_or_default();
         let length = if raw && block_word(tag) != Some("endraw") {
             1
         } else if tag.starts_with("{#") {
@@ -135,23 +211,18 @@ fn without_generation_tags(source: &str) -> String {
         } else {
             1
         };
-        let (tag, after) = tag.split_at(length);
-        match block_word(tag) {
-            Some("generation") => out.push_str(&tag.replacen("generation", "with", 1)),
-            Some("endgeneration") => out.push_str(&tag.replacen("endgeneration", "endwith", 1)),
-            word => {
-                raw = (raw && word != Some("endraw")) || word == Some("raw");
-                out.push_str(tag);
-            }
+        let tag = tag.get(..length).unwrap_or_default();
+        let word = block_word(tag);
+        raw = (raw && word != Some("endraw")) || word == Some("raw");
+        if word.is_some() {
+            see(at, tag);
         }
-        rest = after;
+        at += length;
     }
-    out.push_str(rest);
-    out
 }
 
 /// The first word of a `{% ... %}` tag.
-fn block_word(tag: &str) -> Option<&str> {
+pub(super) fn block_word(tag: &str) -> Option<&str> {
     let inside = tag.strip_prefix("{%")?;
     let inside = inside.strip_prefix(['-', '+']).unwrap_or(inside).trim_start();
     inside.split(|c: char| !c.is_alphanumeric() && c != '_').next()

@@ -4,14 +4,15 @@ use super::{CountError, engine::Engine};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 
-/// Longest text that is counted. Counting is linear, at worst about 0.17 s a megabyte.
-pub(super) const TEXT_BYTES_MAX: usize = super::template::TEXT_BYTES_MAX;
+/// Longest text that the classic engine counts. It is linear too, at worst about 0.6 s a megabyte.
+const CLASSIC_BYTES_MAX: usize = 4 << 20;
 
 /// A loaded tokenizer.
 pub(super) struct Vocabulary {
     engine: Engine,
     pieces: Pieces,
     ids: BTreeMap<String, u32>,
+    added_tokens: Vec<Value>,
 }
 
 impl Vocabulary {
@@ -24,8 +25,9 @@ impl Vocabulary {
         let ids = added_tokens(&file)
             .filter_map(|token| Some((token.get("content")?.as_str()?.to_owned(), id_of(token)?)))
             .collect();
+        let added_tokens = added_tokens(&file).cloned().collect();
         let engine = Engine::load(file)?;
-        Ok(Self { engine, pieces, ids })
+        Ok(Self { engine, pieces, ids, added_tokens })
     }
 
     /// Encodes and hands the ids to `read`, which must not encode itself. Allocates nothing, unless the
@@ -36,10 +38,25 @@ impl Vocabulary {
         add_special: bool,
         read: impl FnOnce(&[u32]) -> T,
     ) -> Result<T, CountError> {
-        if text.len() > TEXT_BYTES_MAX {
+        if text.len() > self.text_bytes_max() {
             return Err(CountError::TooCostly("the text is too long to count".into()));
         }
         self.engine.with_ids(text, add_special, read)
+    }
+
+    /// Longest text that is counted. Counting is linear, with the fast engine at worst 0.17 s a megabyte.
+    pub(super) const fn text_bytes_max(&self) -> usize {
+        if self.is_fast() { super::template::TEXT_BYTES_MAX } else { CLASSIC_BYTES_MAX }
+    }
+
+    /// Whether the fast engine runs it.
+    pub(super) const fn is_fast(&self) -> bool {
+        matches!(self.engine, Engine::Fast(_))
+    }
+
+    /// The added tokens, special or not, as `tokenizer.json` lists them.
+    pub(super) fn added_tokens(&self) -> &[Value] {
+        &self.added_tokens
     }
 
     /// The bytes a token stands for; `None` for special tokens and ids out of range.

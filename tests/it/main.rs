@@ -22,6 +22,7 @@ mod floors;
 mod gpu;
 mod hangup;
 mod judged;
+mod memo;
 mod metrics_page;
 mod overload;
 mod quickstart;

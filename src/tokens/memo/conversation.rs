@@ -1,0 +1,336 @@
+//! The messages of a request as a template's list, each opened only when something looks inside.
+
+use super::{
+    CountError,
+    keys::{self, Key},
+};
+use crate::tokens::{
+    messages::{self, Wants},
+    profile::Rules,
+    python,
+};
+use memchr::memchr2;
+use minijinja::{
+    Value,
+    value::{Enumerator, Object, ObjectExt, ObjectRepr},
+};
+use serde_json::{Map, Value as Json};
+use std::{
+    ops::Range,
+    sync::{Arc, OnceLock},
+};
+
+/// The messages of one request.
+#[derive(Debug)]
+pub(super) struct Conversation {
+    /// The caller's JSON text of the list.
+    text: Box<str>,
+    turns: Vec<Opened>,
+    rules: Rules,
+    wants: Wants,
+    /// Why a message could not be prepared.
+    failed: OnceLock<CountError>,
+}
+
+#[derive(Debug)]
+struct Opened {
+    place: Range<usize>,
+    key: Key,
+    value: OnceLock<Value>,
+}
+
+/// One message of a conversation, as the template sees it.
+#[derive(Debug)]
+pub(super) struct Turn {
+    of: Arc<Conversation>,
+    at: usize,
+}
+
+/// Where the messages of a list stand, and who speaks.
+pub(super) struct Outline<'a> {
+    pub(super) text: &'a str,
+    pub(super) places: Vec<Range<usize>>,
+    pub(super) roles: Vec<&'a str>,
+}
+
+impl<'a> Outline<'a> {
+    /// Reads a list of messages. `None` unless it is a list of objects with plain keys and one role each.
+    ///
+    /// The text must be valid JSON: that has been checked where it came in.
+    pub(super) fn of(text: &'a str) -> Option<Self> {
+        let mut reader = Reader { bytes: text.as_bytes(), at: 0 };
+        let mut places = Vec::with_capacity(text.len() / 512 + 2);
+        let mut roles = Vec::with_capacity(text.len() / 512 + 2);
+        reader.expect(b'[')?;
+        if reader.next_is(b']') {
+            return None;
+        }
+        loop {
+            let start = reader.skip_space();
+            let role = reader.message()?;
+            places.push(start..reader.at);
+            roles.push(text.get(role)?);
+            match reader.symbol()? {
+                b',' => {}
+                b']' => break,
+                _ => return None,
+            }
+        }
+        Some(Self { text, places, roles })
+    }
+}
+
+impl Conversation {
+    /// Takes a copy of the text.
+    pub(super) fn new(outline: &Outline<'_>, rules: Rules, wants: Wants) -> Self {
+        let key = |place: &Range<usize>| {
+            keys::of(outline.text.as_bytes().get(place.clone()).unwrap_or_default())
+        };
+        let opened = |place: &Range<usize>| Opened {
+            key: key(place),
+            place: place.clone(),
+            value: OnceLock::new(),
+        };
+        Self {
+            text: outline.text.into(),
+            turns: outline.places.iter().map(opened).collect(),
+            rules,
+            wants,
+            failed: OnceLock::new(),
+        }
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.turns.len()
+    }
+
+    pub(super) fn key(&self, at: usize) -> Option<Key> {
+        self.turns.get(at).map(|turn| turn.key)
+    }
+
+    /// What went wrong so far.
+    pub(super) fn failed(&self) -> Option<&CountError> {
+        self.failed.get()
+    }
+
+    /// The prepared message.
+    fn value(&self, at: usize) -> Value {
+        let Some(turn) = self.turns.get(at) else { return Value::UNDEFINED };
+        turn.value
+            .get_or_init(|| match self.prepare(turn) {
+                Ok(value) => value,
+                Err(error) => {
+                    let _ = self.failed.set(error);
+                    Value::UNDEFINED
+                }
+            })
+            .clone()
+    }
+
+    fn prepare(&self, turn: &Opened) -> Result<Value, CountError> {
+        let text = self.text.get(turn.place.clone()).unwrap_or_default();
+        let message: Map<String, Json> =
+            serde_json::from_str(text).map_err(|_| CountError::NoMessages)?;
+        let message = messages::prepare_message(&self.rules, self.wants, &message)?;
+        Ok(python::from_json(&Json::Object(message)))
+    }
+}
+
+impl Turn {
+    /// The key of the message's text.
+    pub(super) fn key(&self) -> Key {
+        self.of.key(self.at).unwrap_or_default()
+    }
+
+    /// The message as the plain value that the template would see.
+    pub(super) fn plain(&self) -> Value {
+        self.of.value(self.at)
+    }
+}
+
+/// The value of one message.
+pub(super) fn turn(of: &Arc<Conversation>, at: usize) -> Value {
+    Value::from_object(Turn { of: Arc::clone(of), at })
+}
+
+impl Object for Conversation {
+    fn repr(self: &Arc<Self>) -> ObjectRepr {
+        ObjectRepr::Seq
+    }
+
+    fn get_value(self: &Arc<Self>, key: &Value) -> Option<Value> {
+        let at = key.as_usize().filter(|at| *at < self.turns.len())?;
+        Some(turn(self, at))
+    }
+
+    fn enumerate(self: &Arc<Self>) -> Enumerator {
+        Enumerator::Seq(self.turns.len())
+    }
+}
+
+impl Object for Turn {
+    fn repr(self: &Arc<Self>) -> ObjectRepr {
+        ObjectRepr::Map
+    }
+
+    fn get_value(self: &Arc<Self>, key: &Value) -> Option<Value> {
+        self.plain().get_item(key).ok().filter(|value| !value.is_undefined())
+    }
+
+    fn enumerate(self: &Arc<Self>) -> Enumerator {
+        self.mapped_enumerator(|this| {
+            let plain = this.plain();
+            let keys: Vec<Value> = plain.try_iter().into_iter().flatten().collect();
+            Box::new(keys.into_iter())
+        })
+    }
+
+    fn enumerator_len(self: &Arc<Self>) -> Option<usize> {
+        self.plain().len()
+    }
+}
+
+// === finding messages in JSON text ===
+
+/// Walks JSON text that is known to be valid, and looks at no more of it than it must.
+struct Reader<'a> {
+    bytes: &'a [u8],
+    at: usize,
+}
+
+impl Reader<'_> {
+    fn skip_space(&mut self) -> usize {
+        while self.bytes.get(self.at).is_some_and(u8::is_ascii_whitespace) {
+            self.at += 1;
+        }
+        self.at
+    }
+
+    /// The next byte that is no white space; steps over it.
+    fn symbol(&mut self) -> Option<u8> {
+        self.skip_space();
+        let byte = *self.bytes.get(self.at)?;
+        self.at += 1;
+        Some(byte)
+    }
+
+    fn expect(&mut self, symbol: u8) -> Option<()> {
+        (self.symbol()? == symbol).then_some(())
+    }
+
+    fn next_is(&mut self, symbol: u8) -> bool {
+        self.skip_space();
+        self.bytes.get(self.at) == Some(&symbol)
+    }
+
+    /// Steps behind the string whose opening quote has been read; gives its inside, if that holds no
+    /// escapes.
+    fn string(&mut self) -> Option<Option<Range<usize>>> {
+        let start = self.at;
+        let mut plain = true;
+        loop {
+            let rest = self.bytes.get(self.at..)?;
+            let found = memchr2(b'"', b'\\', rest)?;
+            self.at += found + 1;
+            if rest.get(found) == Some(&b'"') {
+                return Some(plain.then_some(start..self.at - 1));
+            }
+            plain = false;
+            self.at += 1;
+        }
+    }
+
+    /// Steps over a value.
+    fn value(&mut self) -> Option<()> {
+        match self.symbol()? {
+            b'"' => self.string().map(drop),
+            b'{' | b'[' => {
+                let mut depth = 1usize;
+                while depth > 0 {
+                    match *self.bytes.get(self.at)? {
+                        b'"' => {
+                            self.at += 1;
+                            self.string()?;
+                            continue;
+                        }
+                        b'{' | b'[' => depth += 1,
+                        b'}' | b']' => depth -= 1,
+                        _ => {}
+                    }
+                    self.at += 1;
+                }
+                Some(())
+            }
+            _ => {
+                let ends =
+                    |byte: &u8| matches!(byte, b',' | b'}' | b']') || byte.is_ascii_whitespace();
+                while self.bytes.get(self.at).is_some_and(|byte| !ends(byte)) {
+                    self.at += 1;
+                }
+                Some(())
+            }
+        }
+    }
+
+    /// Steps over a message; gives the place of its role.
+    fn message(&mut self) -> Option<Range<usize>> {
+        let mut role = None;
+        self.expect(b'{')?;
+        if self.next_is(b'}') {
+            return None;
+        }
+        loop {
+            self.expect(b'"')?;
+            let key = self.string()??;
+            self.expect(b':')?;
+            if self.bytes.get(key) == Some(b"role") {
+                self.expect(b'"')?;
+                let place = self.string()??;
+                if role.replace(place).is_some() {
+                    return None;
+                }
+            } else {
+                self.value()?;
+            }
+            match self.symbol()? {
+                b',' => {}
+                b'}' => return role,
+                _ => return None,
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages_are_found_whatever_stands_in_them() {
+        let text = r#" [ {"role":"user","content":"a \"]}{[ \\"} ,
+            {"content":[{"type":"text","text":"}]"}],"n":[1,{"a":null}],"x":-1.5e3,"role" : "tool"},{"role":"a"}]"#;
+        let outline = Outline::of(text).unwrap();
+        assert_eq!(outline.roles, ["user", "tool", "a"]);
+        for (place, role) in outline.places.iter().zip(["user", "tool", "a"]) {
+            let message: Json = serde_json::from_str(text.get(place.clone()).unwrap()).unwrap();
+            assert_eq!(message["role"], role);
+        }
+    }
+
+    #[test]
+    fn what_could_be_read_in_two_ways_is_left_to_the_careful_reader() {
+        for text in [
+            r"[]",
+            r#"[{"content":"no role"}]"#,
+            r#"["text"]"#,
+            r#"[{"rol\u0065":"user"}]"#,
+            r#"[{"role":"us\u0065r"}]"#,
+            r#"[{"role":"user","role":"system"}]"#,
+            r#"[{"role":1}]"#,
+            r"[{}]",
+            r#"{"role":"user"}"#,
+        ] {
+            assert!(Outline::of(text).is_none(), "{text}");
+        }
+    }
+}

@@ -1,0 +1,88 @@
+//! Keys of remembered counts: 128-bit keyed hashes.
+//!
+//! Callers choose the texts, so the hash must not let them make two that meet: HighwayHash with a secret
+//! of this process. A collision by chance among 2^40 entries has odds of about 2^-48.
+
+use highway::{HighwayHash, HighwayHasher, Key as Secret};
+use std::sync::LazyLock;
+
+/// What a remembered count is found by.
+pub(in crate::tokens) type Key = u128;
+
+/// Drawn once, so that nobody outside can compute a key.
+static SECRET: LazyLock<Secret> = LazyLock::new(|| {
+    let mut bytes = [0u8; 32];
+    // Without the kernel's randomness the hash is still sound against chance.
+    let _ = getrandom::fill(&mut bytes);
+    let mut words = [0u64; 4];
+    for (word, chunk) in words.iter_mut().zip(bytes.chunks_exact(8)) {
+        *word = chunk.iter().fold(0, |sum, byte| (sum << 8) | u64::from(*byte));
+    }
+    Secret(words)
+});
+
+/// A key from one piece of text.
+pub(in crate::tokens) fn of(text: &[u8]) -> Key {
+    joined(HighwayHasher::new(*SECRET).hash128(text))
+}
+
+/// 32 hex digits that nobody outside can guess.
+pub(super) fn nonce() -> String {
+    let mut bytes = [0u8; 16];
+    let _ = getrandom::fill(&mut bytes);
+    format!("{:032x}", of(&bytes))
+}
+
+fn joined([low, high]: [u64; 2]) -> Key {
+    (Key::from(high) << 64) | Key::from(low)
+}
+
+/// Makes one key of several values. Each is written with its length, so that no two lists of values meet.
+#[derive(Default)]
+pub(super) struct KeyWriter(Vec<u8>);
+
+impl KeyWriter {
+    /// A key or another number.
+    pub(super) fn number(&mut self, number: u128) -> &mut Self {
+        self.0.extend_from_slice(&number.to_le_bytes());
+        self
+    }
+
+    /// A short tag.
+    pub(super) fn tag(&mut self, tag: u8) -> &mut Self {
+        self.0.push(tag);
+        self
+    }
+
+    /// A text.
+    pub(super) fn text(&mut self, text: &str) -> &mut Self {
+        self.0.extend_from_slice(&(text.len() as u64).to_le_bytes());
+        self.0.extend_from_slice(text.as_bytes());
+        self
+    }
+
+    /// The key of all that was written.
+    pub(super) fn key(&self) -> Key {
+        of(&self.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_tell_texts_and_lists_apart() {
+        assert_eq!(of(b"one"), of(b"one"));
+        assert_ne!(of(b"one"), of(b"two"));
+        let list = |parts: &[&str]| {
+            let mut writer = KeyWriter::default();
+            for part in parts {
+                writer.text(part);
+            }
+            writer.key()
+        };
+        assert_ne!(list(&["ab", "c"]), list(&["a", "bc"]));
+        assert_ne!(nonce(), nonce());
+    }
+}
