@@ -9,7 +9,7 @@ use crate::tokens::{
     profile::Rules,
     python,
 };
-use memchr::memchr2;
+use memchr::memchr;
 use minijinja::{
     Value,
     value::{Enumerator, Object, ObjectExt, ObjectRepr},
@@ -223,21 +223,26 @@ impl Reader<'_> {
         self.bytes.get(self.at) == Some(&symbol)
     }
 
-    /// Steps behind the string whose opening quote has been read; gives its inside, if that holds no
-    /// escapes.
-    fn string(&mut self) -> Option<Option<Range<usize>>> {
+    /// Steps behind the string whose opening quote has been read; gives its inside.
+    fn string(&mut self) -> Option<Range<usize>> {
         let start = self.at;
-        let mut plain = true;
         loop {
-            let rest = self.bytes.get(self.at..)?;
-            let found = memchr2(b'"', b'\\', rest)?;
-            self.at += found + 1;
-            if rest.get(found) == Some(&b'"') {
-                return Some(plain.then_some(start..self.at - 1));
-            }
-            plain = false;
+            self.at += memchr(b'"', self.bytes.get(self.at..)?)?;
+            // A quote behind an odd number of backslashes is part of the string.
+            let inside = self.bytes.get(start..self.at)?;
+            let slashes = inside.iter().rev().take_while(|byte| **byte == b'\\').count();
             self.at += 1;
+            if slashes % 2 == 0 {
+                return Some(start..self.at - 1);
+            }
         }
+    }
+
+    /// As [`Reader::string`], for one without escapes.
+    fn plain_string(&mut self) -> Option<Range<usize>> {
+        let place = self.string()?;
+        let plain = memchr(b'\\', self.bytes.get(place.clone())?).is_none();
+        plain.then_some(place)
     }
 
     /// Steps over a value.
@@ -281,11 +286,11 @@ impl Reader<'_> {
         }
         loop {
             self.expect(b'"')?;
-            let key = self.string()??;
+            let key = self.plain_string()?;
             self.expect(b':')?;
             if self.bytes.get(key) == Some(b"role") {
                 self.expect(b'"')?;
-                let place = self.string()??;
+                let place = self.plain_string()?;
                 if role.replace(place).is_some() {
                     return None;
                 }

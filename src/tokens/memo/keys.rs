@@ -61,6 +61,11 @@ impl KeyWriter {
         self
     }
 
+    /// Begins anew, in the same memory.
+    pub(super) fn clear(&mut self) {
+        self.0.clear();
+    }
+
     /// The key of all that was written.
     pub(super) fn key(&self) -> Key {
         of(&self.0)

@@ -146,6 +146,7 @@ impl Memo {
             budget,
             hits: 0,
             misses: 0,
+            last: None,
         };
         let mut tally = Tally::new(&mut encoder, |ids: &[u32]| sink.take(ids));
         // One text by itself has no seams.
@@ -298,6 +299,7 @@ impl ModelFiles {
             budget: rendering.budget,
             hits: rendering.hits,
             misses: rendering.misses,
+            last: None,
         };
         let joined = self.join(profile, &mut encoder, &frame, (plan, &rendering.loops), sink);
         self.memo.cache.book(encoder.hits, encoder.misses);

@@ -47,6 +47,8 @@ pub(super) struct Encoder<'a> {
     pub(super) budget: Budget,
     pub(super) hits: u64,
     pub(super) misses: u64,
+    /// The segment asked for last: between turns it is the same line end again and again.
+    pub(super) last: Option<(String, Arc<[u32]>)>,
 }
 
 /// How much new text may be encoded.
@@ -77,6 +79,21 @@ impl Budget {
 impl Encoder<'_> {
     /// The ids of text without a cut.
     pub(super) fn segment(&mut self, text: &str, first: bool) -> Result<Arc<[u32]>, CountError> {
+        if !first
+            && let Some((last, ids)) = &self.last
+            && last == text
+        {
+            return Ok(Arc::clone(ids));
+        }
+        let ids = self.looked_up(text, first)?;
+        const KEPT_BYTES: usize = 64;
+        if !first && text.len() <= KEPT_BYTES {
+            self.last = Some((text.to_owned(), Arc::clone(&ids)));
+        }
+        Ok(ids)
+    }
+
+    fn looked_up(&mut self, text: &str, first: bool) -> Result<Arc<[u32]>, CountError> {
         let mut key: Key = keys::of(text.as_bytes());
         if first && !self.cuts.is_alone() {
             // The same text has other ids at the very beginning.

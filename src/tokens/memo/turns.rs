@@ -41,6 +41,7 @@ pub(super) struct Rendering {
     pub(super) failed: Option<CountError>,
     fuel: u64,
     bytes: usize,
+    key: KeyWriter,
 }
 
 impl fmt::Debug for Turns {
@@ -55,7 +56,16 @@ struct Round<'a> {
     one: &'a Loop,
     items: &'a Items,
     /// The variables around the loop that it reads or writes.
-    around: &'a Kwargs,
+    around: &'a Around,
+}
+
+/// Variables by name, few enough to be looked through.
+struct Around(Vec<(String, Value)>);
+
+impl Around {
+    fn get(&self, name: &str) -> Option<&Value> {
+        self.0.iter().find(|(known, _)| known == name).map(|(_, value)| value)
+    }
 }
 
 /// What a loop goes over.
@@ -113,6 +123,7 @@ impl Turns {
             failed: None,
             fuel: template::FUEL,
             bytes: 0,
+            key: KeyWriter::default(),
         });
         Self { plan, memo, key, conversation, state }
     }
@@ -125,10 +136,14 @@ impl Turns {
         let missing = || Error::from(ErrorKind::MissingArgument);
         let number = args.first().and_then(Value::as_usize).ok_or_else(missing)?;
         let items = Items::of(args.get(1).ok_or_else(missing)?)?;
-        let around = match args.get(2) {
-            Some(last) => Kwargs::try_from(last.clone())?,
-            None => Kwargs::from_iter(std::iter::empty::<(&str, Value)>()),
-        };
+        let mut around = Vec::new();
+        if let Some(last) = args.get(2) {
+            let named = Kwargs::try_from(last.clone())?;
+            for name in named.args() {
+                around.push((name.to_owned(), named.get::<Value>(name)?));
+            }
+        }
+        let around = Around(around);
         let one = self.plan.loops.get(number).ok_or_else(missing)?;
         let round = Round { number, one, items: &items, around: &around };
         let steady = self.steady(&round);
@@ -151,8 +166,7 @@ impl Turns {
         let mut key = KeyWriter::default();
         key.number(self.key).number(round.number as u128);
         for (name, used) in &round.one.reads.variables {
-            let value: Value = round.around.get(name).ok()?;
-            write_use(&mut key, &value, used)?;
+            write_use(&mut key, round.around.get(name)?, used)?;
         }
         Some(key.key())
     }
@@ -165,7 +179,7 @@ impl Turns {
         steady: Option<Key>,
         at: usize,
     ) -> Result<Arc<Piece>, Error> {
-        let key = steady.and_then(|steady| turn_key(round, steady, at));
+        let key = steady.and_then(|steady| turn_key(round, &mut rendering.key, steady, at));
         if let Some(key) = key
             && let Some(Entry::Piece(piece)) = self.memo.cache.get(key)
         {
@@ -191,6 +205,7 @@ impl Turns {
             budget: rendering.budget,
             hits: 0,
             misses: 0,
+            last: None,
         };
         let piece = encoder.piece(&text, written.into_boxed_slice());
         rendering.budget = encoder.budget;
@@ -228,10 +243,7 @@ impl Turns {
             previous: beside(-1),
             next: beside(1),
         };
-        let mut variables = Vec::with_capacity(round.one.reads.variables.len() + 2);
-        for name in round.around.args() {
-            variables.push((name.to_owned(), round.around.get::<Value>(name)?));
-        }
+        let mut variables = round.around.0.clone();
         variables.push((round.one.target.clone(), item));
         variables.push(("loop".to_owned(), Value::from_object(of_loop)));
         variables.retain(|(_, value)| !value.is_undefined());
@@ -258,13 +270,13 @@ impl Object for Turns {
 
 // === a turn's key ===
 
-fn turn_key(round: &Round<'_>, steady: Key, at: usize) -> Option<Key> {
+fn turn_key(round: &Round<'_>, key: &mut KeyWriter, steady: Key, at: usize) -> Option<Key> {
     let reads = &round.one.reads;
-    let mut key = KeyWriter::default();
+    key.clear();
     key.number(steady);
-    round.items.write(at, &mut key)?;
+    round.items.write(at, key)?;
     for read in &reads.of_loop {
-        write_loop(&mut key, round, *read, at)?;
+        write_loop(key, round, *read, at)?;
     }
     for comparison in &reads.comparisons {
         key.tag(u8::from(compare(comparison, round, at)?));
@@ -274,20 +286,16 @@ fn turn_key(round: &Round<'_>, steady: Key, at: usize) -> Option<Key> {
             Place::Beside(by) => Some(*by),
             Place::At(_) => None,
         });
-        let mut list: Option<Value> = None;
         for by in beside {
-            let list = match &list {
-                Some(list) => list,
-                None => list.insert(round.around.get(name).ok()?),
-            };
-            write_item(&mut key, list, i64::try_from(at).ok()?.checked_add(by)?)?;
+            let list = round.around.get(name)?;
+            write_item(key, list, i64::try_from(at).ok()?.checked_add(by)?)?;
         }
     }
     for (name, attribute) in &reads.writes {
-        let namespace: Value = round.around.get(name).ok()?;
-        write_value(&mut key, &namespace.get_attr(attribute).ok()?)?;
+        let namespace = round.around.get(name)?;
+        write_value(key, &namespace.get_attr(attribute).ok()?)?;
         if reads.variables.get(name).is_some_and(|used| used.whole) {
-            write_value(&mut key, &namespace)?;
+            write_value(key, namespace)?;
         }
     }
     Some(key.key())
@@ -341,11 +349,11 @@ fn number(term: &Term, round: &Round<'_>, at: usize) -> Option<i64> {
         let fits = value.kind() == ValueKind::Number && value.is_integer();
         fits.then(|| i64::try_from(value.clone()).ok()).flatten()
     };
-    let variable = |name: &str| round.around.get::<Value>(name).ok();
+    let variable = |name: &str| round.around.get(name);
     match term {
         Term::Number(number) => Some(*number),
         Term::Loop(number) => number.of_turn(at, round.items.len()),
-        Term::Variable(name) => whole(&variable(name)?),
+        Term::Variable(name) => whole(variable(name)?),
         Term::Attribute(name, attribute) => whole(&variable(name)?.get_attr(attribute).ok()?),
         Term::Length(name) => match variable(name)? {
             text if text.kind() == ValueKind::String => None,
@@ -452,7 +460,7 @@ fn is_scalar(value: &Value) -> bool {
 /// The values now of what the loop sets.
 fn written(round: &Round<'_>) -> Vec<Value> {
     let now = |(name, attribute): &(String, String)| {
-        let namespace: Value = round.around.get(name).unwrap_or_default();
+        let namespace = round.around.get(name).cloned().unwrap_or_default();
         namespace.get_attr(attribute).unwrap_or_default()
     };
     round.one.reads.writes.iter().map(now).collect()
@@ -463,7 +471,7 @@ fn apply(state: &mut State<'_, '_>, round: &Round<'_>, piece: &Piece) -> Result<
     for (at, ((name, attribute), value)) in
         round.one.reads.writes.iter().zip(&piece.written).enumerate()
     {
-        let namespace: Value = round.around.get(name)?;
+        let namespace = round.around.get(name).cloned().unwrap_or_default();
         let now = namespace.get_attr(attribute).unwrap_or_default();
         let same = now.kind() == value.kind()
             && now == *value
