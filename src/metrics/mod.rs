@@ -3,7 +3,11 @@
 use crate::{
     error::{Class, Reason},
     ids::{ModelName, Tier},
-    pipeline::{dispatch::ServerView, record::Ended},
+    pipeline::{
+        dispatch::ServerView,
+        record::Ended,
+        trust::{book::Key, pair::Pair},
+    },
     snapshot::GpuPlane,
     units::Tokens,
 };
@@ -29,12 +33,37 @@ use std::{
 };
 use tokio::time::Instant;
 
+/// Registers a family and hands it back.
+macro_rules! family {
+    ($registry:expr, $name:literal, $help:literal) => {{
+        let family = Family::default();
+        $registry.register($name, $help, family.clone());
+        family
+    }};
+    ($registry:expr, $name:literal, $help:literal, $unit:expr) => {{
+        let family = Family::default();
+        $registry.register_with_unit($name, $help, $unit, family.clone());
+        family
+    }};
+}
+
+macro_rules! histograms {
+    ($registry:expr, $name:literal, $help:literal, $bounds:expr) => {{
+        let family = Family::new_with_constructor(Bounds($bounds));
+        $registry.register_with_unit($name, $help, Unit::Seconds, family.clone());
+        family
+    }};
+}
+
+mod counting;
 mod gauges;
 mod older;
 #[cfg(test)]
 mod tests;
 
 pub use older::older_text;
+
+use counting::Counting;
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct RequestLabels {
@@ -156,6 +185,7 @@ pub struct Metrics {
     input: Family<ModelTier, Counter>,
     output: Family<ModelTier, Counter>,
     counts: Family<CountLabels, Counter>,
+    counting: Counting,
     failures: Family<ServerCause, Counter>,
     server_up: Family<ServerLabel, IntGauge>,
     server_usable: Family<ServerLabel, IntGauge>,
@@ -180,28 +210,6 @@ impl Default for Metrics {
     fn default() -> Self {
         Self::new()
     }
-}
-
-/// Registers a family and hands it back.
-macro_rules! family {
-    ($registry:expr, $name:literal, $help:literal) => {{
-        let family = Family::default();
-        $registry.register($name, $help, family.clone());
-        family
-    }};
-    ($registry:expr, $name:literal, $help:literal, $unit:expr) => {{
-        let family = Family::default();
-        $registry.register_with_unit($name, $help, $unit, family.clone());
-        family
-    }};
-}
-
-macro_rules! histograms {
-    ($registry:expr, $name:literal, $help:literal, $bounds:expr) => {{
-        let family = Family::new_with_constructor(Bounds($bounds));
-        $registry.register_with_unit($name, $help, Unit::Seconds, family.clone());
-        family
-    }};
 }
 
 impl Metrics {
@@ -249,6 +257,7 @@ impl Metrics {
                 "token_count_checks",
                 "Our input count beside the server's usage, by where ours came from"
             ),
+            counting: Counting::new(&mut r),
             failures: family!(r, "server_failures", "Attempts that a server failed, by cause"),
             server_up: family!(r, "server_up", "1 when the server's own health says it is ready"),
             server_usable: family!(
@@ -381,6 +390,17 @@ impl Metrics {
         servers: &[ServerView],
         gpus: &GpuPlane,
     ) -> String {
+        self.page_with(waiting, servers, &[], gpus)
+    }
+
+    /// As [`Metrics::page`], with what our own token counts are worth.
+    pub fn page_with(
+        &self,
+        waiting: &BTreeMap<Tier, usize>,
+        servers: &[ServerView],
+        counts: &[(Key, Pair)],
+        gpus: &GpuPlane,
+    ) -> String {
         let _alone = self.page.lock().unwrap_or_else(PoisonError::into_inner);
         self.uptime.set(self.started.elapsed().as_secs_f64());
         for (tier, count) in waiting {
@@ -388,6 +408,7 @@ impl Metrics {
             self.queue_depth.get_or_create(&labels).set(i64::try_from(*count).unwrap_or(i64::MAX));
         }
         self.set_servers(servers);
+        self.counting.set_states(counts.iter());
         self.set_gpus(gpus);
         let mut text = String::with_capacity(16 * 1024);
         // Writing to a string cannot fail.

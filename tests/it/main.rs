@@ -17,6 +17,7 @@ mod cancel;
 mod control;
 mod counts;
 mod docs;
+mod drift;
 mod faults;
 mod floors;
 mod gpu;
