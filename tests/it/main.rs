@@ -24,6 +24,7 @@ mod gpu;
 mod hangup;
 mod judged;
 mod metrics_page;
+mod overcontext;
 mod overload;
 mod quickstart;
 mod refusals;
