@@ -74,6 +74,12 @@ impl Counter {
         Self { folder, found, ..self }
     }
 
+    /// The same files, used in another way.
+    #[must_use]
+    pub fn used_as(&self, profile: Profile) -> Self {
+        Self { files: Arc::clone(&self.files), profile, folder: self.folder.clone(), ..*self }
+    }
+
     /// Where the files are: a folder or a file. Empty where nobody said.
     pub fn folder(&self) -> &Path {
         &self.folder

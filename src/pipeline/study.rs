@@ -150,16 +150,15 @@ impl Broker {
 
     /// The input count: ours where the files are here and believed, else the server's, else an estimate.
     pub(super) async fn count(&self, studied: &Studied) -> Result<Counted, Refusal> {
-        let model = &studied.entry.model;
-        let server = match (&studied.local, studied.believed) {
-            (Some(Ok(_)), true) => None,
+        let (model, route) = (&studied.entry.model, studied.route);
+        let local = studied.local.as_ref().map(|local| (local, studied.believed));
+        let server = match local {
+            Some((Ok(_), true)) => None,
             _ => self.trust.who_counts(model, self.dispatch.usable_of(model)),
         };
-        let local = studied.local.as_ref().map(|local| (local, studied.believed));
         let begun = Instant::now();
         let counted =
-            count::count(local, server, studied.route, studied.text_bytes, &studied.outgoing)
-                .await?;
+            count::count(local, server, route, studied.text_bytes, &studied.outgoing).await?;
         let took = studied.counted_in + begun.elapsed();
         self.books.metrics.counted(counted.source.as_str(), took);
         Ok(counted)

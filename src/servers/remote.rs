@@ -357,6 +357,10 @@ impl Remote {
 
     /// By the page that runs the chat route's own code with the whole body, where there is one.
     async fn ask_faithfully(&self, route: Route, body: Bytes) -> Told {
+        if self.seen.lock().unwrap_or_else(PoisonError::into_inner).sleeping {
+            // Asking would wake it.
+            return Told::Failed("the model sleeps".to_owned());
+        }
         if self.kind == ServerKind::Vllm && route == Route::Chat {
             let told = self.post_count(vllm::RENDER, body.clone(), vllm::rendered).await;
             if matches!(told, Told::Tokens(_)) {
@@ -695,6 +699,9 @@ mod tests {
             assert_eq!((&state.health, state.load.running), (&Health::Up, Some(0)));
         }
         assert!(!staged.asked().contains(&"GET /slots".to_owned()));
+        let told = remote.count_told(Route::Chat, Bytes::from_static(b"{}")).await;
+        assert_eq!(told, Told::Failed("the model sleeps".into()));
+        assert!(!staged.asked().iter().any(|asked| asked.starts_with("POST")));
         staged.page("/props", 200, PROPS);
         assert_eq!(remote.observe(&state).await.load.running, Some(1));
     }

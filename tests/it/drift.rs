@@ -105,7 +105,7 @@ async fn a_server_that_miscounts_is_caught_at_its_first_answer_and_believed_when
         let plan = with_folder(plan(), &demo()).server_of("vllm", "s", server.addr, "");
         let house = House::open(&plan).await;
         until(&house, "s", "exact").await;
-        assert_eq!(told(&house, "s").1, "14 probes agree");
+        assert_eq!(told(&house, "s").1, "all 14 probes agree");
         assert_eq!(
             (gauge(&house, "s", "exact"), gauge(&house, "s", "drifted")),
             (Some(1.0), Some(0.0))

@@ -138,7 +138,7 @@ impl Book {
 mod tests {
     use super::*;
     use crate::{
-        pipeline::trust::pair::tests::counter,
+        pipeline::trust::pair::tests::{all_agree, counter},
         snapshot::{ServedModel, ServerKind, ServerState},
     };
 
@@ -190,13 +190,13 @@ mod tests {
         let (mut book, old, new) = (Book::default(), counter(false), counter(true));
         attach(&mut book, &[server("a", true, 1)], &old);
         let begun = book.get(&key("a")).unwrap().clone();
-        assert!(book.probed(&key("a"), &begun, Outcome::Agreed(14), Instant::now()).is_some());
+        assert!(book.probed(&key("a"), &begun, all_agree(), Instant::now()).is_some());
         attach(&mut book, &[server("a", true, 1)], &counter(false));
         assert_eq!(book.get(&key("a")).unwrap().standing, Standing::Exact, "loaded once more");
         attach(&mut book, &[server("a", true, 1)], &new);
         assert_eq!(book.get(&key("a")).unwrap().standing, Standing::Unproven);
         assert!(!contradict(&mut book, "a", &old));
-        assert!(book.probed(&key("a"), &begun, Outcome::Agreed(14), Instant::now()).is_none());
+        assert!(book.probed(&key("a"), &begun, all_agree(), Instant::now()).is_none());
         assert_eq!(book.get(&key("a")).unwrap().standing, Standing::Unproven);
     }
 
@@ -207,7 +207,7 @@ mod tests {
         attach(&mut book, &[server("a", true, 1)], &files);
         let begun = book.get(&key("a")).unwrap().clone();
         attach(&mut book, &[server("a", true, 2)], &files);
-        assert!(book.probed(&key("a"), &begun, Outcome::Agreed(14), Instant::now()).is_none());
+        assert!(book.probed(&key("a"), &begun, all_agree(), Instant::now()).is_none());
         assert_eq!(book.due(Instant::now()).map(|(key, _)| key.clone()), Some(key("a")));
     }
 }

@@ -184,7 +184,7 @@ impl Outcome {
     /// Its name in metrics.
     pub const fn as_str(&self) -> &'static str {
         match self {
-            Self::Agreed(_) => "agreed",
+            Self::Agreed { .. } => "agreed",
             Self::Disagreed(_) => "disagreed",
             Self::Nothing => "nothing_compared",
             Self::Absent => "no_endpoint",

@@ -31,8 +31,13 @@ pub enum Standing {
 /// What one round of probes showed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// This many probes were counted alike, or refused by both.
-    Agreed(u32),
+    /// So many probes were counted alike, or refused by both, and of so many there are no two numbers.
+    Agreed {
+        /// Alike.
+        alike: u32,
+        /// Not comparable.
+        apart: u32,
+    },
     /// This probe was not.
     Disagreed(Difference),
     /// Of no probe are there two numbers.
@@ -82,8 +87,9 @@ pub const ANSWERS_PROVE: u32 = 3;
 const UNEXPLAINED_MAX: u32 = 2;
 /// First pause before probes are asked again; doubles up to [`PAUSE_MAX`].
 pub const PAUSE_FIRST: Duration = Duration::from_secs(1);
-/// Longest pause before probes are asked again.
-pub const PAUSE_MAX: Duration = Duration::from_secs(300);
+/// Longest pause before probes are asked again. A server whose template changes comes back, and is asked at
+/// once; more often would keep llama.cpp from going to sleep.
+pub const PAUSE_MAX: Duration = Duration::from_secs(900);
 
 /// One model on one server.
 #[derive(Clone, Debug)]
@@ -238,15 +244,15 @@ impl Pair {
         if self.standing == Standing::Exact || self.probes_disagree {
             return None;
         }
-        self.numbers = Some((count, count));
         self.prove(format!("{ANSWERS_PROVE} answers in a row agree"));
+        self.numbers = Some((count, count));
         Some(Change::Proven)
     }
 
     /// A round of probes ended.
     pub fn probed(&mut self, outcome: Outcome, now: Instant) -> Option<Change> {
         match outcome {
-            Outcome::Agreed(probes) => {
+            Outcome::Agreed { alike, apart } => {
                 self.endpoint = Endpoint::Here;
                 self.compared_at = Some(now);
                 if self.standing == Standing::Drifted
@@ -258,7 +264,10 @@ impl Pair {
                     return None;
                 }
                 let news = self.standing != Standing::Exact;
-                self.prove(format!("{probes} probes agree"));
+                self.prove(match apart {
+                    0 => format!("all {alike} probes agree"),
+                    _ => format!("{alike} probes agree, {apart} could not be compared"),
+                });
                 news.then_some(Change::Proven)
             }
             Outcome::Disagreed(difference) => {
@@ -302,6 +311,7 @@ impl Pair {
     fn prove(&mut self, why: String) {
         self.standing = Standing::Exact;
         self.reason = why;
+        self.numbers = None;
         self.probes_disagree = false;
         self.doubted_on = None;
         self.due = None;

@@ -43,6 +43,10 @@ fn probed(pair: &mut Pair, outcome: Outcome) -> Option<Change> {
     pair.probed(outcome, Instant::now())
 }
 
+pub(in crate::pipeline::trust) fn all_agree() -> Outcome {
+    Outcome::Agreed { alike: 14, apart: 0 }
+}
+
 fn tools_differ() -> Outcome {
     Outcome::Disagreed(Difference { probe: "tools", ours: Some(Tokens(90)), theirs: Tokens(80) })
 }
@@ -55,8 +59,8 @@ fn due_in(pair: &Pair) -> Option<Duration> {
 async fn probes_that_agree_prove_it_and_are_not_asked_again() {
     let mut pair = pair(false);
     assert!(pair.is_believed() && pair.wants_probes(Instant::now()), "unproven, and asked at once");
-    assert_eq!(probed(&mut pair, Outcome::Agreed(14)), Some(Change::Proven));
-    assert_eq!((pair.standing, pair.reason.as_str()), (Standing::Exact, "14 probes agree"));
+    assert_eq!(probed(&mut pair, all_agree()), Some(Change::Proven));
+    assert_eq!((pair.standing, pair.reason.as_str()), (Standing::Exact, "all 14 probes agree"));
     assert_eq!(due_in(&pair), None);
 }
 
@@ -81,7 +85,7 @@ async fn probes_that_disagree_are_asked_again_at_growing_pauses_until_they_agree
         assert_eq!(agrees(&mut pair), None);
     }
     assert_eq!(pair.standing, Standing::Estimated);
-    assert_eq!(probed(&mut pair, Outcome::Agreed(14)), Some(Change::Proven));
+    assert_eq!(probed(&mut pair, all_agree()), Some(Change::Proven));
     assert!(pair.is_believed());
 }
 
@@ -90,7 +94,7 @@ async fn the_first_answer_that_contradicts_ends_belief_and_asks_at_once() {
     for proven in [true, false] {
         let mut pair = pair(false);
         if proven {
-            probed(&mut pair, Outcome::Agreed(14));
+            probed(&mut pair, all_agree());
         }
         assert_eq!(differs(&mut pair), Some(Change::Drifted));
         assert_eq!(
@@ -101,7 +105,7 @@ async fn the_first_answer_that_contradicts_ends_belief_and_asks_at_once() {
         assert_eq!(differs(&mut pair), None, "one drift is told once");
         assert_eq!(probed(&mut pair, tools_differ()), None);
         assert_eq!(pair.standing, Standing::Drifted);
-        assert_eq!(probed(&mut pair, Outcome::Agreed(14)), Some(Change::Proven));
+        assert_eq!(probed(&mut pair, all_agree()), Some(Change::Proven));
     }
 }
 
@@ -110,17 +114,17 @@ async fn the_first_answer_that_contradicts_ends_belief_and_asks_at_once() {
 #[tokio::test(start_paused = true)]
 async fn an_endpoint_that_contradicts_the_bills_is_believed_once_only() {
     let mut pair = pair(false);
-    probed(&mut pair, Outcome::Agreed(14));
+    probed(&mut pair, all_agree());
     assert_eq!(differs(&mut pair), Some(Change::Drifted));
-    assert_eq!(probed(&mut pair, Outcome::Agreed(14)), Some(Change::Proven), "one odd answer");
+    assert_eq!(probed(&mut pair, all_agree()), Some(Change::Proven), "one odd answer");
     assert_eq!(differs(&mut pair), Some(Change::Drifted));
-    assert_eq!(probed(&mut pair, Outcome::Agreed(14)), None);
+    assert_eq!(probed(&mut pair, all_agree()), None);
     assert_eq!((pair.standing, due_in(&pair)), (Standing::Drifted, None));
     assert!(pair.reason.ends_with("its counting endpoint agrees with us"), "{}", pair.reason);
     assert_eq!((agrees(&mut pair), agrees(&mut pair)), (None, None));
     assert_eq!(agrees(&mut pair), Some(Change::Proven));
     assert_eq!(differs(&mut pair), Some(Change::Drifted));
-    assert_eq!(probed(&mut pair, Outcome::Agreed(14)), Some(Change::Proven), "and all begins anew");
+    assert_eq!(probed(&mut pair, all_agree()), Some(Change::Proven), "and all begins anew");
 }
 
 #[tokio::test(start_paused = true)]
@@ -167,7 +171,7 @@ async fn an_answer_speaks_only_for_its_own_route() {
 async fn found_files_are_believed_after_something_spoke_for_them() {
     let mut asked = pair(true);
     assert!(!asked.is_believed());
-    assert_eq!(probed(&mut asked, Outcome::Agreed(14)), Some(Change::Proven));
+    assert_eq!(probed(&mut asked, all_agree()), Some(Change::Proven));
     assert!(asked.is_believed());
 
     let mut answered = pair(true);
@@ -189,9 +193,9 @@ async fn a_server_that_does_not_answer_proves_nothing_and_is_asked_again() {
     assert_eq!(pair.reason, "asking failed: it broke");
     assert_eq!(probed(&mut pair, Outcome::Nothing), None);
     assert_eq!(due_in(&pair), Some(PAUSE_MAX));
-    probed(&mut pair, Outcome::Agreed(3));
+    probed(&mut pair, all_agree());
     assert_eq!(probed(&mut pair, Outcome::Failed("late".into())), None);
-    assert_eq!(pair.reason, "3 probes agree", "a failure takes nothing back");
+    assert_eq!(pair.reason, "all 14 probes agree", "a failure takes nothing back");
 }
 
 #[tokio::test(start_paused = true)]
@@ -199,7 +203,7 @@ async fn a_server_that_comes_back_or_is_another_version_is_compared_anew() {
     for back in [view(2, "1", true), view(1, "2", true)] {
         for found in [false, true] {
             let mut pair = pair(found);
-            probed(&mut pair, Outcome::Agreed(14));
+            probed(&mut pair, all_agree());
             pair.saw(&view(1, "1", false), Instant::now());
             assert_eq!((pair.standing, due_in(&pair)), (Standing::Exact, None));
             pair.saw(&back, Instant::now());
@@ -209,7 +213,7 @@ async fn a_server_that_comes_back_or_is_another_version_is_compared_anew() {
         }
     }
     let mut pair = pair(false);
-    probed(&mut pair, Outcome::Agreed(14));
+    probed(&mut pair, all_agree());
     pair.saw(&view(1, "1", false), Instant::now());
     pair.saw(&view(1, "1", true), Instant::now());
     assert_eq!(pair.standing, Standing::Exact, "a moment's rest changes nothing");

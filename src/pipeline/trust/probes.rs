@@ -164,9 +164,10 @@ fn ours(counter: &Counter, probe: &Probe) -> Ours {
 }
 
 async fn compare(server: &dyn ModelServer, probes: impl Iterator<Item = (Probe, Ours)>) -> Outcome {
-    let (mut alike, mut numbers) = (0, 0);
+    let mut seen = Seen::default();
     for (Probe { name, route, body }, ours) in probes {
         if ours == Ours::Unknown {
+            seen.apart += 1;
             continue;
         }
         let asked = timeout(PROBE_LIMIT, server.count_told(route, body)).await;
@@ -174,35 +175,154 @@ async fn compare(server: &dyn ModelServer, probes: impl Iterator<Item = (Probe, 
             Told::Failed(format!("no answer within {} s", PROBE_LIMIT.as_secs()))
         });
         match (ours, told) {
-            (Ours::Tokens(ours), Told::Tokens(theirs)) if ours == theirs => {
-                alike += 1;
-                numbers += 1;
-            }
+            (Ours::Tokens(ours), Told::Tokens(theirs)) if ours == theirs => seen.number(route),
             (Ours::Tokens(ours), Told::Tokens(theirs)) => {
                 let ours = Some(ours);
                 return Outcome::Disagreed(Difference { probe: name, ours, theirs });
             }
             // We would turn away what the server takes.
-            (Ours::Refused, Told::Tokens(theirs)) => {
+            (_, Told::Tokens(theirs)) => {
                 return Outcome::Disagreed(Difference { probe: name, ours: None, theirs });
             }
-            (Ours::Refused, Told::Refused) => alike += 1,
+            (Ours::Refused, Told::Refused) => seen.alike += 1,
             // What the server does not take is never billed, whatever we make of it.
-            (_, Told::Refused) | (Ours::Unknown, _) => {}
+            (_, Told::Refused) => seen.not_compared(route),
             // A server may count conversations and have no way to count texts.
-            (_, Told::Absent) if numbers > 0 => {}
+            (_, Told::Absent) if seen.chats > 0 => seen.not_compared(route),
             (_, Told::Absent) => return Outcome::Absent,
             (_, Told::Failed(why)) => return Outcome::Failed(why),
         }
     }
-    if numbers == 0 { Outcome::Nothing } else { Outcome::Agreed(alike) }
+    seen.outcome()
+}
+
+/// What a round has shown so far.
+#[derive(Default)]
+struct Seen {
+    alike: u32,
+    apart: u32,
+    /// Conversations with two equal numbers.
+    chats: u32,
+    /// Bare texts with two equal numbers.
+    texts: u32,
+    /// Conversations that we count and the server does not take.
+    chats_apart: u32,
+}
+
+impl Seen {
+    fn number(&mut self, route: Route) {
+        self.alike += 1;
+        match route {
+            Route::Chat => self.chats += 1,
+            _ => self.texts += 1,
+        }
+    }
+
+    fn not_compared(&mut self, route: Route) {
+        self.apart += 1;
+        self.chats_apart += u32::from(route == Route::Chat);
+    }
+
+    /// A text proves the vocabulary, not the template: where conversations are counted here at all, one must
+    /// have been compared.
+    fn outcome(&self) -> Outcome {
+        let Self { alike, apart, .. } = *self;
+        let texts_only = self.chats_apart == 0 && self.texts > 0;
+        if self.chats > 0 || texts_only {
+            Outcome::Agreed { alike, apart }
+        } else {
+            Outcome::Nothing
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{
+        ids::ServerId,
+        servers::{Answer, Call, CallError, Later},
+        snapshot::{ServerKind, ServerState},
+    };
     use std::collections::BTreeSet;
 
+    /// Tells one thing for conversations and another for texts.
+    struct Says {
+        id: ServerId,
+        chat: Told,
+        text: Told,
+    }
+
+    impl ModelServer for Says {
+        fn id(&self) -> &ServerId {
+            &self.id
+        }
+
+        fn kind(&self) -> ServerKind {
+            ServerKind::Vllm
+        }
+
+        fn send(&self, _call: Call) -> Later<'_, Result<Answer, CallError>> {
+            Box::pin(std::future::pending())
+        }
+
+        fn observe<'a>(&'a self, last: &'a ServerState) -> Later<'a, ServerState> {
+            Box::pin(std::future::ready(last.clone()))
+        }
+
+        fn count(&self, _route: Route, _body: Bytes) -> Later<'_, Option<Tokens>> {
+            Box::pin(std::future::pending())
+        }
+
+        fn count_told(&self, route: Route, _body: Bytes) -> Later<'_, Told> {
+            let told = if route == Route::Chat { &self.chat } else { &self.text };
+            match told {
+                // Says nothing for ever.
+                Told::Failed(why) if why.is_empty() => Box::pin(std::future::pending()),
+                told => Box::pin(std::future::ready(told.clone())),
+            }
+        }
+    }
+
+    /// Of a round in which we count every conversation as `ours`, and every text as 5.
+    async fn round(ours: Ours, chat: Told, text: Told) -> Outcome {
+        let server = Says { id: "s".into(), chat, text };
+        let count = |probe: Probe| match probe.route {
+            Route::Chat => (probe, ours.clone()),
+            _ => (probe, Ours::Tokens(Tokens(5))),
+        };
+        compare(&server, all(&"m".into()).into_iter().map(count)).await
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_round_is_what_its_probes_show() {
+        let five = || Told::Tokens(Tokens(5));
+        let ours = |tokens| Ours::Tokens(Tokens(tokens));
+        let differs = |ours| {
+            Outcome::Disagreed(Difference { probe: "one question", ours, theirs: Tokens(5) })
+        };
+        assert_eq!(round(ours(5), five(), five()).await, Outcome::Agreed { alike: 14, apart: 0 });
+        assert_eq!(round(ours(6), five(), five()).await, differs(Some(Tokens(6))));
+        assert_eq!(round(Ours::Refused, five(), five()).await, differs(None));
+        let both = round(Ours::Refused, Told::Refused, five()).await;
+        assert_eq!(both, Outcome::Agreed { alike: 14, apart: 0 });
+        assert_eq!(round(ours(5), Told::Absent, five()).await, Outcome::Absent);
+        let chats = round(ours(5), five(), Told::Absent).await;
+        assert_eq!(chats, Outcome::Agreed { alike: 13, apart: 1 });
+        let silent = round(ours(5), Told::Failed(String::new()), five()).await;
+        assert_eq!(silent, Outcome::Failed("no answer within 5 s".into()));
+    }
+
+    /// A server that takes no conversation at its counting endpoint, as older ones do, was called exact for a
+    /// text that agreed.
+    #[tokio::test(start_paused = true)]
+    async fn a_text_proves_no_template() {
+        let five = || Told::Tokens(Tokens(5));
+        let chat = Ours::Tokens(Tokens(5));
+        assert_eq!(round(chat, Told::Refused, five()).await, Outcome::Nothing);
+        let base = round(Ours::Unknown, Told::Refused, five()).await;
+        assert_eq!(base, Outcome::Agreed { alike: 1, apart: 13 }, "there is no template");
+    }
     #[test]
     fn every_probe_is_a_request_of_its_own_that_the_daemon_would_take() {
         let probes = all(&"m".into());
