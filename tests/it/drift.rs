@@ -2,96 +2,17 @@
 //! their own word, and believed again when they agree.
 
 use crate::support::{
-    house::{House, Plan, chat},
-    raw::Reply,
+    counted::{
+        SOURCE, ask, bills, counts, demo, drifts, plan, scripted, source, teller, told, until,
+        with_folder,
+    },
+    house::{House, chat},
+    process::{self, Setup, told as said},
     scripted::{Behaviour, Says, Scripted, Teller},
 };
-use berthd::{
-    api::Route,
-    cli::table,
-    pipeline::count::Counter,
-    snapshot::ServerKind,
-    tokens::{ModelFiles, Profile},
-};
+use berthd::{cli::table, snapshot::ServerKind};
 use serde_json::{Value, json};
-use std::{
-    fs,
-    path::{Path, PathBuf},
-    sync::Arc,
-};
-use tempfile::TempDir;
-
-const SOURCE: &str = "x-berthd-token-count";
-
-fn demo() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("models/demo-chat")
-}
-
-/// Counts as the shipped model does on such a server, and `off` more; bare texts too.
-pub fn teller(kind: ServerKind, off: i64) -> Teller {
-    let files = Arc::new(ModelFiles::load(&demo()).unwrap());
-    let counter = Counter::new(Arc::clone(&files), Profile::with_files(kind, &files));
-    Arc::new(move |body| {
-        let fields: Value = serde_json::from_slice(body).ok()?;
-        let route = if fields["messages"].is_array() { Route::Chat } else { Route::Completions };
-        counter.count(route, body).ok()?.get().checked_add_signed(off)
-    })
-}
-
-/// A server that counts so in its usage and at its endpoint.
-fn counts(kind: ServerKind, off: i64) -> Says {
-    let teller = teller(kind, off);
-    Says { usage: Some(Arc::clone(&teller)), endpoint: Some(teller), ..Says::default() }
-}
-
-/// One that has no endpoint.
-fn bills(off: i64) -> Says {
-    Says { usage: Some(teller(ServerKind::OpenAi, off)), ..Says::default() }
-}
-
-async fn scripted(says: Says) -> Scripted {
-    let server = Scripted::start(Behaviour::ok()).await;
-    server.say(says);
-    server
-}
-
-fn plan() -> Plan {
-    Plan::new().probe("period_s = 0.1\nfailures_down = 1")
-}
-
-fn with_folder(plan: Plan, folder: &Path) -> Plan {
-    plan.model("scripted", &format!("folder = \"{}\"", folder.display()))
-}
-
-async fn ask(house: &House) -> Reply {
-    let reply = house.ask(&chat("scripted", "Tell me a story", false)).await;
-    assert_eq!(reply.status, 200, "{}", reply.head);
-    reply
-}
-
-async fn source(house: &House) -> String {
-    ask(house).await.header(SOURCE).to_owned()
-}
-
-/// How the status tells of the model on a server: its state and the reason.
-fn told(house: &House, server: &str) -> (String, String) {
-    let status = house.status();
-    let models = status["models"].as_array().unwrap();
-    let model = models.iter().find(|model| model["name"] == "scripted").unwrap();
-    let list = model["counting"]["servers"].as_array().cloned().unwrap_or_default();
-    let on = list.into_iter().find(|on| on["server"] == server).unwrap_or_default();
-    let text = |key: &str| on[key].as_str().unwrap_or_default().to_owned();
-    (text("state"), text("reason"))
-}
-
-async fn until(house: &House, server: &str, state: &str) {
-    house.until(&format!("{server} is {state}"), |house| told(house, server).0 == state).await;
-}
-
-fn drifts(house: &House, server: &str) -> f64 {
-    let server = format!("server=\"{server}\"");
-    house.metric(&["berthd_token_count_drifts_total{", &server]).unwrap_or_default()
-}
+use std::sync::Arc;
 
 fn gauge(house: &House, server: &str, state: &str) -> Option<f64> {
     let (server, state) = (format!("server=\"{server}\""), format!("state=\"{state}\""));
@@ -166,17 +87,30 @@ async fn without_an_endpoint_answers_prove_the_count_and_restore_it() {
     house.close().await;
 }
 
+/// Its bills and its counting endpoint tell two truths.
 #[tokio::test]
-async fn a_server_that_counts_otherwise_from_the_start_is_never_called_exact() {
-    let server = scripted(counts(ServerKind::Vllm, 5)).await;
+async fn an_endpoint_that_contradicts_the_bills_does_not_make_them_exact() {
+    let honest = counts(ServerKind::Vllm, 0);
+    let server = scripted(honest.clone()).await;
     let plan = with_folder(plan(), &demo()).server_of("vllm", "s", server.addr, "");
     let house = House::open(&plan).await;
-    until(&house, "s", "estimated").await;
-    assert!(told(&house, "s").1.starts_with("probe \"one question\": "), "{:?}", told(&house, "s"));
-    for _ in 0..4 {
+    until(&house, "s", "exact").await;
+    server.say(Says { usage: Some(teller(ServerKind::Vllm, 3)), ..honest.clone() });
+    assert_eq!(source(&house).await, "exact");
+    assert_eq!(drifts(&house, "s"), 1.0);
+    until(&house, "s", "exact").await;
+    assert_eq!(source(&house).await, "exact", "the endpoint was believed, once");
+    assert_eq!(drifts(&house, "s"), 2.0);
+    house.until("it was asked again", |house| told(house, "s").1.contains("agrees with us")).await;
+    for _ in 0..3 {
         assert_eq!(source(&house).await, "server");
     }
-    assert_eq!(drifts(&house, "s"), 0.0, "it had never been exact");
+    assert_eq!((told(&house, "s").0.as_str(), drifts(&house, "s")), ("drifted", 2.0));
+    server.say(honest);
+    for _ in 0..3 {
+        assert_eq!(source(&house).await, "server");
+    }
+    assert_eq!(source(&house).await, "exact");
     house.close().await;
 }
 
@@ -268,51 +202,6 @@ fn used(house: &House) -> bool {
     house.status()["models"][0]["counting"]["used"] == true
 }
 
-#[tokio::test]
-async fn a_reload_with_other_files_is_compared_anew() {
-    let folder = TempDir::new().unwrap();
-    for entry in fs::read_dir(demo()).unwrap() {
-        let entry = entry.unwrap();
-        fs::copy(entry.path(), folder.path().join(entry.file_name())).unwrap();
-    }
-    let server = scripted(counts(ServerKind::Vllm, 0)).await;
-    let plan = with_folder(plan(), folder.path()).server_of("vllm", "s", server.addr, "");
-    let house = House::open(&plan).await;
-    until(&house, "s", "exact").await;
-
-    let template = folder.path().join("chat_template.jinja");
-    let good = fs::read_to_string(&template).unwrap();
-    fs::write(&template, format!("{good}and more")).unwrap();
-    house.reload().await;
-    until(&house, "s", "estimated").await;
-    assert_eq!(source(&house).await, "server");
-
-    fs::write(&template, good).unwrap();
-    house.reload().await;
-    until(&house, "s", "exact").await;
-    assert_eq!(source(&house).await, "exact");
-
-    house.reload().await;
-    assert_eq!(source(&house).await, "exact");
-    assert_eq!(told(&house, "s").0, "exact", "the same files keep what they have proven");
-    house.close().await;
-}
-
-#[tokio::test]
-async fn a_server_that_comes_back_with_another_template_is_caught_before_its_first_answer() {
-    let server = scripted(counts(ServerKind::Vllm, 0)).await;
-    let plan = with_folder(plan(), &demo()).server_of("vllm", "s", server.addr, "");
-    let house = House::open(&plan).await;
-    until(&house, "s", "exact").await;
-    server.say(Says { down: true, ..counts(ServerKind::Vllm, 0) });
-    house.until("it is down", |house| !house.server("s").usable).await;
-    server.say(counts(ServerKind::Vllm, 4));
-    until(&house, "s", "estimated").await;
-    assert_eq!(server.hits.requests(), 0);
-    assert_eq!(source(&house).await, "server");
-    house.close().await;
-}
-
 /// A conversation that our template refuses is refused only while our template is the server's.
 #[tokio::test]
 async fn files_in_doubt_refuse_nobody() {
@@ -337,53 +226,65 @@ async fn files_in_doubt_refuse_nobody() {
     house.close().await;
 }
 
-/// Files that nobody configured count once they agreed with the server, and not before.
+/// The drill as an operator sees it: the program's log, its metrics page, `berthd status`.
 #[tokio::test]
-async fn found_files_are_believed_after_they_agreed() {
-    let root = || Some(demo().display().to_string());
-    let server = scripted(Says { root: root(), ..counts(ServerKind::Vllm, 0) }).await;
-    let house = House::open(&plan().server_of("vllm", "s", server.addr, "")).await;
-    until(&house, "s", "exact").await;
-    assert_eq!(source(&house).await, "exact");
-    let model = &house.status()["models"][0]["counting"];
-    assert_eq!(
-        (model["origin"].as_str(), model["folder"].as_str()),
-        (Some("found"), root().as_deref())
+async fn operators_see_a_drift_with_both_numbers_and_its_end() {
+    const DRIFT: &str =
+        "the server counts input differently by now; its own count is used until they agree again";
+    let server = scripted(bills(0)).await;
+    let rest = format!(
+        "[[models]]\nname = \"scripted\"\nfolder = \"{}\"\n\
+         [[servers]]\nname = \"s\"\nkind = \"openai\"\nurl = \"http://{}\"\n",
+        demo().display(),
+        server.addr
     );
-    house.close().await;
-
-    // The server runs other files than those.
-    let server = scripted(Says { root: root(), ..counts(ServerKind::Vllm, 2) }).await;
-    let house = House::open(&plan().server_of("vllm", "s", server.addr, "")).await;
-    until(&house, "s", "estimated").await;
-    assert_eq!(source(&house).await, "server");
-    assert_eq!(drifts(&house, "s"), 0.0);
-    house.close().await;
-
-    // It cannot be asked: its answers speak.
-    let says = Says { root: root(), usage: counts(ServerKind::Vllm, 0).usage, ..Says::default() };
-    let server = scripted(says).await;
-    let house = House::open(&plan().server_of("vllm", "s", server.addr, "")).await;
-    until(&house, "s", "unproven").await;
+    let daemon = Setup { rest, ..Setup::default() }.start().await;
+    let state = |status: &Value| status["models"][0]["token_count"].as_str().map(str::to_owned);
+    daemon.until("compared", |status| state(status).filter(|state| state == "unproven")).await;
+    let body = process::ask("scripted", false, 4);
     for _ in 0..3 {
-        assert_eq!(source(&house).await, "estimate");
+        assert_eq!(daemon.chat(&body).await.header(SOURCE), "exact");
     }
-    assert_eq!(source(&house).await, "exact");
-    house.close().await;
-}
+    assert_eq!(state(&daemon.status().await).as_deref(), Some("exact"));
 
-#[tokio::test]
-async fn a_search_that_is_switched_off_finds_nothing() {
-    let root = Some(demo().display().to_string());
-    let server = scripted(Says { root, ..counts(ServerKind::Vllm, 0) }).await;
-    let plan = plan().server_of("vllm", "s", server.addr, "").tokens("search = false");
-    let house = House::open(&plan).await;
-    for _ in 0..3 {
-        assert_eq!(source(&house).await, "server");
-        // What the watcher of counts does at each look.
-        house.broker.trust.wake();
-        tokio::task::yield_now().await;
+    server.say(bills(3));
+    let reply = daemon.chat(&body).await;
+    let ours: u64 = reply.header("x-berthd-input-tokens").parse().unwrap();
+    daemon.chat(&body).await;
+    let lines = daemon.logged(DRIFT);
+    assert_eq!(lines.len(), 1, "one line, however many answers: {}", daemon.log());
+    let line = &lines[0];
+    assert_eq!((line["ours"].as_u64(), line["theirs"].as_u64()), (Some(ours), Some(ours + 3)));
+    assert_eq!((line["level"].as_str(), line["server"].as_str()), (Some("WARN"), Some("s")));
+    let fingerprint = line["fingerprint"].as_str().unwrap();
+    let report = daemon.status().await;
+    assert_eq!(report["models"][0]["counting"]["fingerprint"], fingerprint);
+    let on = &report["models"][0]["counting"]["servers"][0];
+    assert_eq!((on["state"].as_str(), on["ours"].as_u64()), (Some("drifted"), Some(ours)));
+    assert_eq!(on["theirs"].as_u64(), Some(ours + 3));
+    let (code, table, _) = said(&daemon.command(&["status"]).await);
+    let top = format!(
+        "!! model scripted on s: input count drifted: an answer of chat was counted as {ours} here and {} by the server (files {fingerprint})",
+        ours + 3
+    );
+    assert!(code == 0 && table.lines().any(|line| line == top), "{table}");
+    let page = String::from_utf8(process::get(daemon.admin, "/metrics").await.body).unwrap();
+    for line in [
+        "berthd_token_count_drifts_total{model=\"scripted\",server=\"s\"} 1",
+        "berthd_token_count_state{model=\"scripted\",server=\"s\",state=\"drifted\"} 1",
+        "berthd_token_count_state{model=\"scripted\",server=\"s\",state=\"exact\"} 0",
+        "berthd_token_count_seconds_count{source=\"exact\"} 4",
+        "berthd_token_count_seconds_count{source=\"estimate\"} 1",
+    ] {
+        assert!(page.lines().any(|found| found == line), "{line} is missing:\n{page}");
     }
-    assert_eq!(house.status()["models"][0]["token_count"], "server or estimate");
-    house.close().await;
+
+    server.say(bills(0));
+    for _ in 0..3 {
+        assert_eq!(daemon.chat(&body).await.header(SOURCE), "estimate");
+    }
+    assert_eq!(daemon.chat(&body).await.header(SOURCE), "exact");
+    assert_eq!(daemon.logged("input is counted exactly").len(), 2);
+    let (_, table, _) = said(&daemon.command(&["status"]).await);
+    assert!(!table.contains("!! model"), "{table}");
 }

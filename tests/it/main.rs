@@ -13,6 +13,7 @@
 mod support;
 
 mod answers;
+mod attach;
 mod cancel;
 mod control;
 mod counts;

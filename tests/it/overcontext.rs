@@ -1,7 +1,7 @@
 //! Input that cannot fit its model's window is refused before any server sees it, with both numbers.
 
-use super::drift::teller;
 use crate::support::{
+    counted::teller,
     house::{CHAT, House, Plan, request},
     raw::Reply,
     scripted::{Behaviour, Says, Scripted, Teller},

@@ -59,7 +59,7 @@ impl Book {
                 if self.pairs.len() >= PAIRS_MAX {
                     return;
                 }
-                let fresh = || Pair::new(Arc::clone(&counter), view.state.kind, now);
+                let fresh = || Pair::new(Arc::clone(&counter), now);
                 let mut pair = known.unwrap_or_else(fresh);
                 // Loaded anew from the same files, it has another place.
                 pair.counter = counter;
@@ -69,13 +69,17 @@ impl Book {
         }
     }
 
-    /// Notes an answer. Nothing happens to a pair whose files are others by now.
+    /// Notes an answer, which may come before the server was looked at. Nothing happens to a pair whose files
+    /// are others by now.
     pub fn answered(
         &mut self,
         key: &Key,
         compared: &Compared<'_>,
         now: Instant,
     ) -> Option<(Change, &Pair)> {
+        if !self.pairs.contains_key(key) && self.pairs.len() < PAIRS_MAX {
+            self.pairs.insert(key.clone(), Pair::new(Arc::clone(compared.counter), now));
+        }
         let pair = self.pairs.get_mut(key)?;
         if !pair.counter.counts_like(compared.counter) {
             return None;
@@ -183,6 +187,16 @@ mod tests {
         attach(&mut book, &[server("a", true, 1)], &files);
         assert_eq!(believed(&book), Some(true));
         assert!(book.get(&key("b")).is_none(), "who is gone is forgotten");
+    }
+
+    /// Answers in the first half second of a server went unseen.
+    #[tokio::test(start_paused = true)]
+    async fn an_answer_before_the_first_look_counts() {
+        let (mut book, files) = (Book::default(), counter(false));
+        assert!(contradict(&mut book, "a", &files));
+        attach(&mut book, &[server("a", true, 1)], &files);
+        assert_eq!(book.get(&key("a")).unwrap().standing, Standing::Drifted);
+        assert_eq!(believed(&book), Some(false));
     }
 
     #[tokio::test(start_paused = true)]

@@ -119,7 +119,7 @@ pub struct Pair {
     /// When probes are asked next.
     due: Option<Instant>,
     pause: Duration,
-    kind: ServerKind,
+    kind: Option<ServerKind>,
     version: Option<String>,
     /// Which coming of the server this is about.
     pub comings: Option<u64>,
@@ -127,7 +127,7 @@ pub struct Pair {
 
 impl Pair {
     /// A model that was just seen on a server.
-    pub fn new(counter: Arc<Counter>, kind: ServerKind, now: Instant) -> Self {
+    pub fn new(counter: Arc<Counter>, now: Instant) -> Self {
         Self {
             counter,
             standing: Standing::Unproven,
@@ -142,7 +142,7 @@ impl Pair {
             doubted_on: None,
             due: Some(now),
             pause: PAUSE_FIRST,
-            kind,
+            kind: None,
             version: None,
             comings: None,
         }
@@ -169,7 +169,8 @@ impl Pair {
         let server = &view.state;
         let returned = self.comings.is_some_and(|comings| comings != view.comings);
         let versions = self.version.as_ref().zip(server.version.as_ref());
-        let other = self.kind != server.kind || versions.is_some_and(|(old, new)| old != new);
+        let other = self.kind.is_some_and(|kind| kind != server.kind)
+            || versions.is_some_and(|(old, new)| old != new);
         if returned || other {
             self.due = Some(now);
             self.pause = PAUSE_FIRST;
@@ -182,7 +183,7 @@ impl Pair {
             }
         }
         self.comings = Some(view.comings);
-        self.kind = server.kind;
+        self.kind = Some(server.kind);
         self.version = server.version.clone().or(self.version.take());
         self.usable = view.usable;
     }

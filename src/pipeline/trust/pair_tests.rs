@@ -26,7 +26,7 @@ fn view(comings: u64, version: &str, usable: bool) -> ServerView {
 }
 
 fn pair(found: bool) -> Pair {
-    let mut pair = Pair::new(counter(found), HOST, Instant::now());
+    let mut pair = Pair::new(counter(found), Instant::now());
     pair.saw(&view(1, "1", true), Instant::now());
     pair
 }
