@@ -102,19 +102,3 @@ async fn found_files_are_believed_after_they_agreed() {
     assert_eq!(source(&house).await, "exact");
     house.close().await;
 }
-
-#[tokio::test]
-async fn a_search_that_is_switched_off_finds_nothing() {
-    let root = Some(demo().display().to_string());
-    let server = scripted(Says { root, ..counts(ServerKind::Vllm, 0) }).await;
-    let plan = plan().server_of("vllm", "s", server.addr, "").tokens("search = false");
-    let house = House::open(&plan).await;
-    for _ in 0..3 {
-        assert_eq!(source(&house).await, "server");
-        // What the watcher of counts does at each look.
-        house.broker.trust.wake();
-        tokio::task::yield_now().await;
-    }
-    assert_eq!(house.status()["models"][0]["token_count"], "server or estimate");
-    house.close().await;
-}

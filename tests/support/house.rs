@@ -38,7 +38,6 @@ pub struct Plan {
     relay: String,
     breaker: String,
     probe: String,
-    tokens: String,
     rows: String,
 }
 
@@ -71,7 +70,6 @@ impl Plan {
             relay: empty(),
             breaker: empty(),
             probe: "period_s = 5".to_owned(),
-            tokens: empty(),
             rows: empty(),
         };
         plan.tenant("a", "tier = \"interactive\"")
@@ -113,12 +111,6 @@ impl Plan {
         Self { probe: probe.to_owned(), ..self }
     }
 
-    /// Lines of `[tokens]`.
-    #[must_use]
-    pub fn tokens(self, tokens: &str) -> Self {
-        Self { tokens: tokens.to_owned(), ..self }
-    }
-
     /// One more tenant, whose key is [`key`] of its name.
     #[must_use]
     pub fn tenant(mut self, name: &str, rest: &str) -> Self {
@@ -153,11 +145,11 @@ impl Plan {
     }
 
     fn text(&self, folder: &TempDir) -> String {
-        let Self { listen, limits, queue, relay, breaker, probe, tokens, rows } = self;
+        let Self { listen, limits, queue, relay, breaker, probe, rows } = self;
         format!(
             "[listen]\ndata = \"127.0.0.1:0\"\nadmin = \"127.0.0.1:0\"\nsocket = \"{}/s\"\ndrain_limit_s = 5\n\
              {listen}\n[limits]\n{limits}\n[queue]\n{queue}\n[relay]\n{relay}\n[breaker]\n{breaker}\n\
-             [probe]\ndiscover = false\n{probe}\n[tokens]\n{tokens}\n[gpu]\nenabled = false\n[log]\nlevel = \"error\"\n{rows}",
+             [probe]\ndiscover = false\n{probe}\n[gpu]\nenabled = false\n[log]\nlevel = \"error\"\n{rows}",
             folder.path().display()
         )
     }
