@@ -203,8 +203,7 @@ impl Control {
     /// In the format that the reader asks for, as Prometheus does; older text for everybody else.
     fn metrics(&self, headers: &HeaderMap) -> Response<Full<Bytes>> {
         let gpus = Arc::clone(&self.gpus.borrow());
-        let dispatch = &self.broker.dispatch;
-        let page = self.broker.books.metrics.page(&dispatch.waiting(), &dispatch.servers(), &gpus);
+        let page = self.broker.metrics_page(&gpus);
         let accept = headers.get(ACCEPT).and_then(|value| value.to_str().ok()).unwrap_or_default();
         if accept.contains("application/openmetrics-text") {
             let media = "application/openmetrics-text; version=1.0.0; charset=utf-8";

@@ -4,12 +4,21 @@ use crate::{
     error::{Class, Reason},
     ids::{ModelName, RequestId, ServerId, TenantId, Tier},
     ledger::Total,
-    pipeline::{Broker, dispatch::ServerView},
+    pipeline::{
+        Broker,
+        count::Counter,
+        dispatch::ServerView,
+        trust::{
+            self,
+            book::Key,
+            pair::{Pair, Standing},
+        },
+    },
     snapshot::{Capacity, GpuPlane, GpuProcess, GpuState, Health, Load, ServerKind},
     units::{Bytes, Tokens},
 };
 use serde::Serialize;
-use std::{collections::BTreeMap, sync::atomic::Ordering};
+use std::{collections::BTreeMap, path::PathBuf, sync::atomic::Ordering};
 
 /// The whole report.
 #[derive(Debug, Serialize)]
@@ -141,10 +150,49 @@ pub struct Model {
     pub alias_of: Option<ModelName>,
     /// Context window, tokens.
     pub context_window: Option<Tokens>,
-    /// `exact` when counted here, `server or estimate` otherwise.
+    /// What our own count is worth: `exact`, `unproven`, `estimated` or `drifted`; `server or estimate`
+    /// without files to count by.
     pub token_count: &'static str,
+    /// How it is counted here, where there are files to count by.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub counting: Option<Counting>,
     /// Servers that list it.
     pub servers: Vec<ServerId>,
+}
+
+/// How a model's input is counted here.
+#[derive(Debug, Serialize)]
+pub struct Counting {
+    /// Requests are counted by these files; else by the server, or estimated.
+    pub used: bool,
+    /// Where they are.
+    pub folder: PathBuf,
+    /// `configured` or `found`.
+    pub origin: &'static str,
+    /// Changes with the tokenizer or a template.
+    pub fingerprint: String,
+    /// What they are worth on each server of the model.
+    pub servers: Vec<CountedOn>,
+}
+
+/// What our own count of a model is worth on one server.
+#[derive(Debug, Serialize)]
+pub struct CountedOn {
+    /// Which server.
+    pub server: ServerId,
+    /// `exact`, `unproven`, `estimated` or `drifted`.
+    pub state: &'static str,
+    /// Why, in words.
+    pub reason: String,
+    /// Our count in the comparison that decided.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ours: Option<Tokens>,
+    /// The server's count in the same.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub theirs: Option<Tokens>,
+    /// Seconds since the last comparison.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub compared_ago_s: Option<f64>,
 }
 
 /// One tenant's use of one model.
@@ -183,18 +231,18 @@ pub fn status(broker: &Broker, gpus: &GpuPlane, addresses: &Addresses) -> Status
     let views = broker.dispatch.servers();
     let live = broker.live.load();
     let catalog = broker.dispatch.catalog();
-    let models = catalog.iter().map(|(name, entry)| Model {
-        name: name.clone(),
-        alias_of: (*name != entry.model).then(|| entry.model.clone()),
-        context_window: entry.context_window.or_else(|| {
-            live.counters.get(&entry.model).and_then(|counter| counter.files().context_window())
-        }),
-        token_count: if live.counters.get(&entry.model).is_some() {
-            "exact"
-        } else {
-            "server or estimate"
-        },
-        servers: entry.servers.clone(),
+    let pairs = broker.trust.pairs();
+    let models = catalog.iter().map(|(name, entry)| {
+        let counter = broker.counter_of(&live, &entry.model);
+        let of_files = || counter.as_ref().and_then(|counter| counter.files().context_window());
+        Model {
+            name: name.clone(),
+            alias_of: (*name != entry.model).then(|| entry.model.clone()),
+            context_window: entry.context_window.or_else(of_files),
+            token_count: worth(&entry.model, counter.is_some(), &pairs),
+            counting: counter.map(|counter| counting(broker, &entry.model, &counter, &pairs)),
+            servers: entry.servers.clone(),
+        }
     });
     let stopping = broker.stopping.load(Ordering::Relaxed);
     Status {
@@ -230,6 +278,39 @@ pub fn status(broker: &Broker, gpus: &GpuPlane, addresses: &Addresses) -> Status
                 message: tells(refusal.reason).then_some(refusal.message),
             })
             .collect(),
+    }
+}
+
+/// What our count of a model is worth in a word.
+fn worth(model: &ModelName, has_files: bool, pairs: &[(Key, Pair)]) -> &'static str {
+    let own = pairs.iter().filter(|((of, _), _)| of == model).map(|(_, pair)| pair);
+    match trust::worst(own) {
+        _ if !has_files => "server or estimate",
+        Some(pair) => pair.standing.as_str(),
+        None => Standing::Unproven.as_str(),
+    }
+}
+
+fn counting(
+    broker: &Broker,
+    model: &ModelName,
+    counter: &Counter,
+    pairs: &[(Key, Pair)],
+) -> Counting {
+    let on = |((_, server), pair): &(Key, Pair)| CountedOn {
+        server: server.clone(),
+        state: pair.standing.as_str(),
+        reason: pair.reason.clone(),
+        ours: pair.numbers.map(|(ours, _)| ours),
+        theirs: pair.numbers.map(|(_, theirs)| theirs),
+        compared_ago_s: pair.compared_at.map(|at| at.elapsed().as_secs_f64()),
+    };
+    Counting {
+        used: broker.trust.believes(model, counter),
+        folder: counter.folder().to_owned(),
+        origin: if counter.is_found() { "found" } else { "configured" },
+        fingerprint: counter.files().fingerprint().to_owned(),
+        servers: pairs.iter().filter(|((of, _), _)| of == model).map(on).collect(),
     }
 }
 

@@ -7,6 +7,7 @@ use crate::{
     units::{Bytes, Tokens},
 };
 use serde::Serialize;
+use std::collections::BTreeMap;
 use tokio::time::Instant;
 
 pub use crate::ids::ServerKind;
@@ -152,6 +153,8 @@ pub struct ServerState {
     pub capacity: Capacity,
     /// Version text, where the server tells it.
     pub version: Option<String>,
+    /// Where each model's files are, as the server says: a path on its host, or a repository's name.
+    pub reported: BTreeMap<ModelName, String>,
     /// When the last round that the server answered ended.
     pub read_at: Option<Instant>,
 }
@@ -167,6 +170,7 @@ impl ServerState {
             load: Load::default(),
             capacity: Capacity::default(),
             version: None,
+            reported: BTreeMap::new(),
             read_at: None,
         }
     }

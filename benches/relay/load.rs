@@ -3,7 +3,18 @@
 //! One thread, nothing parsed that need not be: the generator shares its core with the model server, and
 //! whatever it spends there slows both for every contender alike.
 
-use std::time::Duration;
+use berthd::{
+    api::Route,
+    pipeline::count::Counter,
+    snapshot::ServerKind,
+    tokens::{ModelFiles, Profile},
+    units::Tokens,
+};
+use std::{
+    path::Path,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
@@ -43,9 +54,14 @@ pub fn request(door: &Door, ask: Ask) -> Vec<u8> {
                 lower clock than the other one. Where would you look first, what would you measure, and what \
                 would tell you that you were wrong? Please keep it to a short list that a colleague who does \
                 not know this machine could follow step by step without asking me anything in between.";
+    let messages = format!(
+        r#"[{{"role":"system","content":"{system}"}},{{"role":"user","content":"{user}"}}]"#
+    );
     let body = format!(
-        r#"{{"model":"simulated","messages":[{{"role":"system","content":"{system}"}},{{"role":"user","content":"{user}"}}],"max_tokens":{},"temperature":0.7,"stream":{}}}"#,
-        ask.tokens, ask.stream
+        r#"{{"model":"simulated","messages":{messages},"max_tokens":{},"temperature":0.7,"stream":{},"berthd_simulate":{{"input_tokens":{}}}}}"#,
+        ask.tokens,
+        ask.stream,
+        input_tokens(&messages)
     );
     let key =
         door.key.as_ref().map_or_else(String::new, |k| format!("Authorization: Bearer {k}\r\n"));
@@ -55,6 +71,21 @@ pub fn request(door: &Door, ask: Ask) -> Vec<u8> {
         body.len()
     )
     .into_bytes()
+}
+
+/// What the shipped model's files make of it, for the server to agree with: a daemon whose counts are
+/// contradicted would not go on counting by them.
+fn input_tokens(messages: &str) -> u64 {
+    static TOKENS: OnceLock<u64> = OnceLock::new();
+    *TOKENS.get_or_init(|| {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/demo-chat");
+        let body = format!(r#"{{"messages":{messages}}}"#);
+        let count = ModelFiles::load(&folder).map(|files| {
+            let counter = Counter::new(Arc::new(files), Profile::of(ServerKind::OpenAi));
+            counter.count_body(Route::Chat, body.as_bytes())
+        });
+        count.ok().and_then(Result::ok).map_or(200, Tokens::get)
+    })
 }
 
 /// One keep-alive connection.

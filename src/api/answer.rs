@@ -91,9 +91,58 @@ pub fn believable(text: Option<&str>, expected: Expected) -> Option<Usage> {
     Some(Usage { prompt, completion, cached })
 }
 
+/// The input as a server says it counted it, before anybody asks whether the rest of its usage is true.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ToldInput {
+    prompt: Tokens,
+    cached: Tokens,
+}
+
+impl ToldInput {
+    /// Reads it out of a usage object. `None` when there is no such number, or it is negative.
+    pub fn read(text: Option<&str>) -> Option<Self> {
+        let raw: Raw = serde_json::from_str(text?).ok()?;
+        let prompt = Tokens(u64::try_from(raw.prompt_tokens?).ok()?);
+        let cached = raw.prompt_tokens_details.and_then(|details| details.cached_tokens);
+        Some(Self { prompt, cached: Tokens(u64::try_from(cached.unwrap_or(0)).unwrap_or(0)) })
+    }
+
+    /// As the count of an input that we count as `ours`, in a body of so many bytes. `None` where it cannot
+    /// be one: no input is empty, and a token is a byte at least, but for what a template adds. A server may
+    /// tell only what it did not find in its cache; then what it found is added.
+    pub fn as_count_of(self, ours: Tokens, body_bytes: usize) -> Option<Tokens> {
+        let whole = self.prompt.plus(self.cached);
+        if whole == ours {
+            return Some(ours);
+        }
+        let most = (body_bytes as u64).saturating_add(TEMPLATE_MAX_TOKENS);
+        (self.prompt > Tokens::ZERO && self.prompt.get() <= most).then_some(self.prompt)
+    }
+}
+
+/// More than any chat template adds of its own.
+pub const TEMPLATE_MAX_TOKENS: u64 = 16 * 1024;
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_input_count_is_compared_only_where_it_can_be_true() {
+        let told = |text| ToldInput::read(Some(text));
+        let count = |text| told(text).and_then(|told| told.as_count_of(Tokens(20), 100));
+        assert_eq!(count(r#"{"prompt_tokens":20}"#), Some(Tokens(20)));
+        assert_eq!(count(r#"{"prompt_tokens":23,"completion_tokens":-1}"#), Some(Tokens(23)));
+        let cached = r#"{"prompt_tokens":4,"prompt_tokens_details":{"cached_tokens":16}}"#;
+        assert_eq!(count(cached), Some(Tokens(20)), "what was cached was left out");
+        let cached = r#"{"prompt_tokens":22,"prompt_tokens_details":{"cached_tokens":16}}"#;
+        assert_eq!(count(cached), Some(Tokens(22)));
+        for never in [r#"{"prompt_tokens":0}"#, r#"{"prompt_tokens":16485}"#, "{}", "null"] {
+            assert_eq!(count(never), None, "{never}");
+        }
+        assert_eq!(told(r#"{"prompt_tokens":-20}"#), None);
+        assert_eq!(ToldInput::read(None), None);
+    }
 
     #[test]
     fn absurd_usage_is_not_believed() {

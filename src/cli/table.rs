@@ -139,6 +139,7 @@ fn troubles(report: &Value) -> Vec<String> {
             trouble.then(|| format!("server {}: {}", shown(text(server, "name")), shown(&state)))
         })
         .collect();
+    troubles.extend(list(report, "models").iter().flat_map(miscounted));
     let usable =
         list(report, "servers").iter().any(|s| s.get("usable") == Some(&Value::Bool(true)));
     if list(report, "servers").is_empty() {
@@ -149,6 +150,28 @@ fn troubles(report: &Value) -> Vec<String> {
         troubles.push("no server takes requests now".to_owned());
     }
     troubles
+}
+
+/// The servers that count a model's input otherwise than we do.
+fn miscounted(model: &Value) -> Vec<String> {
+    // An alias would only say it again.
+    let servers = match (model.get("alias_of"), model.get("counting")) {
+        (None, Some(counting)) => list(counting, "servers"),
+        _ => &[],
+    };
+    let wrong = |server: &&Value| matches!(text(server, "state"), "estimated" | "drifted");
+    let say = |server: &Value| {
+        let fingerprint = model.pointer("/counting/fingerprint").and_then(Value::as_str);
+        format!(
+            "model {} on {}: input count {}: {} (files {})",
+            shown(text(model, "name")),
+            shown(text(server, "server")),
+            text(server, "state"),
+            text(server, "reason"),
+            fingerprint.unwrap_or("-"),
+        )
+    };
+    servers.iter().filter(wrong).map(say).collect()
 }
 
 fn gpus(report: &Value, out: &mut String) {
@@ -339,6 +362,27 @@ mod tests {
         assert!(text.contains("GPUS  no NVIDIA driver"));
         assert!(text.contains("3 running; waiting: system 0, interactive 2"));
         assert!(text.contains("RECENT REFUSALS  none"));
+    }
+
+    #[test]
+    fn a_server_that_counts_otherwise_stands_on_top_with_both_numbers() {
+        let reason = "an answer of chat was counted as 13 here and 16 by the server";
+        let on = json!([
+            {"server": "a", "state": "exact", "reason": "14 probes agree"},
+            {"server": "b", "state": "drifted", "reason": reason, "ours": 13, "theirs": 16},
+        ]);
+        let counting = json!({"fingerprint": "4158552a0fe84e7f", "servers": on});
+        let model = json!({"name": "m", "token_count": "drifted", "counting": counting});
+        let mut alias = model.clone();
+        alias["name"] = json!("also-m");
+        alias["alias_of"] = json!("m");
+        let server = json!({"name": "b", "usable": true, "health": {"state": "up"}});
+        let text = status(&json!({"servers": [server], "models": [model, alias]}));
+        let troubles: Vec<&str> = text.lines().filter(|line| line.starts_with("!!")).collect();
+        let line =
+            format!("!! model m on b: input count drifted: {reason} (files 4158552a0fe84e7f)");
+        assert_eq!(troubles, [line]);
+        assert!(text.contains("also-m -> m"));
     }
 
     #[test]

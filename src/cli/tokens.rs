@@ -53,7 +53,13 @@ pub fn run(options: &Options) -> Result<(), Failure> {
     let local =
         counter.as_ref().map(|counter| counter.count(route, &request.fields, Allowance::Whole));
     let counted = super::one_thread()?
-        .block_on(count(local.as_ref(), server, route, body.len(), &outgoing))
+        .block_on(count(
+            local.as_ref().map(|local| (local, true)),
+            server,
+            route,
+            body.len(),
+            &outgoing,
+        ))
         .map_err(|refusal| Failure::usage(refusal.message))?;
     let how = match counted.source {
         Source::Exact => "exact: rendered and tokenised with the model's own files",

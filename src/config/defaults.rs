@@ -87,6 +87,9 @@ pub const FAILURES_DOWN: u32 = 3;
 /// Look for servers on the default loopback ports.
 pub const DISCOVER: bool = true;
 
+/// Look for the files of models that are configured without a folder.
+pub const TOKENS_SEARCH: bool = true;
+
 /// Read the GPUs.
 pub const GPU_ENABLED: bool = true;
 /// Time between rounds of GPU readings.

@@ -102,6 +102,7 @@ fn read_all(
     let relay = sections::relay(&mut root.section("relay"));
     let breaker = sections::breaker(&mut root.section("breaker"));
     let probe = sections::probe(&mut root.section("probe"));
+    let tokens = sections::tokens(&mut root.section("tokens"));
     let gpu = sections::gpu(&mut root.section("gpu"));
     let threads = sections::threads(&mut root.section("threads"), surroundings.cores);
     let log = sections::log(&mut root.section("log"));
@@ -136,6 +137,7 @@ fn read_all(
         relay,
         breaker,
         probe,
+        tokens,
         gpu,
         threads,
         log,

@@ -39,6 +39,8 @@ pub struct Settings {
     pub breaker: Breaker,
     /// How servers are watched and found.
     pub probe: Probe,
+    /// How input is counted.
+    pub tokens: TokenCounts,
     /// The GPU plane.
     pub gpu: Gpu,
     /// Threads.
@@ -144,6 +146,13 @@ pub struct Probe {
     pub failures_down: u32,
     /// Look for servers on the default loopback ports.
     pub discover: bool,
+}
+
+/// `[tokens]`
+#[derive(Clone, Debug, PartialEq)]
+pub struct TokenCounts {
+    /// Look on this host for the files of models that are configured without a folder.
+    pub search: bool,
 }
 
 /// `[gpu]`

@@ -2,8 +2,8 @@
 //! `defaults`.
 
 use super::{
-    Breaker, Gpu, Limits, Listen, Log, LogFormat, LogLevel, Probe, Queue, Relay, Threads, defaults,
-    problem::Spot, read::Section,
+    Breaker, Gpu, Limits, Listen, Log, LogFormat, LogLevel, Probe, Queue, Relay, Threads,
+    TokenCounts, defaults, problem::Spot, read::Section,
 };
 use std::{
     net::{IpAddr, SocketAddr},
@@ -164,6 +164,11 @@ pub(super) fn probe(section: &mut Section<'_>) -> Probe {
         section.error("stale_after_s", what, "make it longer than `period_s`");
     }
     probe
+}
+
+/// `[tokens]`
+pub(super) fn tokens(section: &mut Section<'_>) -> TokenCounts {
+    TokenCounts { search: section.flag("search", defaults::TOKENS_SEARCH) }
 }
 
 /// `[gpu]`

@@ -4,6 +4,7 @@ use super::StartError;
 use crate::{
     admit::Admission,
     config::{self, Place, Settings},
+    ids::{ModelName, ServerKind},
     pipeline::{Live, auth::Keys, count::Counters},
     servers::{ModelServer, http::ClientLimits, remote::Remote},
 };
@@ -29,6 +30,12 @@ pub(super) async fn live(settings: Settings, before: Option<&Live>) -> Result<Li
     let before = before.map(|live| (&live.admission, live.settings.tenants.as_slice()));
     let admission = Admission::new(&settings.tenants, before, Instant::now());
     Ok(Live { settings, keys, admission, counters })
+}
+
+/// Where the files of a model are that nobody configured: where its server says, if they are on this host.
+pub(super) fn find_files(_: &ModelName, _: ServerKind, reported: Option<&str>) -> Option<PathBuf> {
+    let path = PathBuf::from(reported?);
+    (path.is_absolute() && path.exists()).then_some(path)
 }
 
 pub(super) fn client_limits(settings: &Settings) -> ClientLimits {

@@ -170,6 +170,7 @@ impl Parts {
         for (server, config) in made {
             self.watch(server, &probe, config, false);
         }
+        self.broker.trust.wake();
         let mut what = format!(
             "Reloaded: {kept} servers kept, {changed} new or changed, {} removed.",
             gone.len()

@@ -13,6 +13,7 @@ fn view() -> ServerView {
         breaker_open: false,
         drained: false,
         usable: true,
+        comings: 1,
     }
 }
 

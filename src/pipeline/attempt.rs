@@ -107,7 +107,8 @@ impl<'a> Attempt<'a> {
         match result {
             Ok(()) => {
                 let (usage, from_server) = self.watcher.usage();
-                Ending::Whole(Watched { usage, from_server }, self.tail)
+                let told = self.watcher.told();
+                Ending::Whole(Watched { usage, from_server, told }, self.tail)
             }
             Err(fault) => self.outcome(fault),
         }

@@ -4,7 +4,11 @@
 //! an estimate, and says so wherever it is shown.
 
 use crate::{
-    api::{Route, json::Object},
+    api::{
+        Route,
+        answer::TEMPLATE_MAX_TOKENS,
+        json::{self, Object},
+    },
     config::Settings,
     error::{Reason, Refusal},
     ids::ModelName,
@@ -15,7 +19,12 @@ use crate::{
 };
 use bytes::Bytes;
 use serde_json::Value;
-use std::{collections::HashMap, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 /// Where a count came from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,17 +62,59 @@ pub struct Counted {
 pub struct Counter {
     files: Arc<ModelFiles>,
     profile: Profile,
+    folder: PathBuf,
+    found: bool,
 }
 
 impl Counter {
     /// A counter over loaded files.
-    pub const fn new(files: Arc<ModelFiles>, profile: Profile) -> Self {
-        Self { files, profile }
+    pub fn new(files: Arc<ModelFiles>, profile: Profile) -> Self {
+        Self { files, profile, folder: PathBuf::new(), found: false }
+    }
+
+    /// Says where the files are, and whether they were found there rather than configured.
+    #[must_use]
+    pub fn at(self, folder: PathBuf, found: bool) -> Self {
+        Self { folder, found, ..self }
+    }
+
+    /// The same files, used in another way.
+    #[must_use]
+    pub fn used_as(&self, profile: Profile) -> Self {
+        Self { files: Arc::clone(&self.files), profile, folder: self.folder.clone(), ..*self }
+    }
+
+    /// Where the files are: a folder or a file. Empty where nobody said.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// Whether nobody configured the files: they may be another version than the server's.
+    pub const fn is_found(&self) -> bool {
+        self.found
+    }
+
+    /// Whether the other counts as this one does: the same files, used alike. What was proven of one then
+    /// holds for the other.
+    pub fn counts_like(&self, other: &Self) -> bool {
+        self.files.fingerprint() == other.files.fingerprint()
+            && self.profile == other.profile
+            && self.found == other.found
     }
 
     /// The files.
     pub fn files(&self) -> &ModelFiles {
         &self.files
+    }
+
+    /// Counts a request body.
+    ///
+    /// # Errors
+    /// As [`Counter::count`], with [`Allowance::Whole`].
+    pub fn count_body(&self, route: Route, body: &[u8]) -> Result<Tokens, CountError> {
+        let fields = json::open(body)
+            .map_err(|refusal| CountError::NotAvailable(refusal.message.into_owned()))?;
+        self.count(route, &fields, Allowance::Whole)
     }
 
     /// Counts a request from its body's fields.
@@ -159,7 +210,7 @@ impl Counters {
                 None => match ModelFiles::load(&folder) {
                     Ok(files) => {
                         let files = Arc::new(files);
-                        folders.insert(folder, Arc::clone(&files));
+                        folders.insert(folder.clone(), Arc::clone(&files));
                         files
                     }
                     Err(error) => {
@@ -172,7 +223,7 @@ impl Counters {
             if let Some(model) = settings.models.iter().find(|model| model.name == name) {
                 profile = profile.with_variables(model.template_variables.clone());
             }
-            models.insert(name, Arc::new(Counter { files, profile }));
+            models.insert(name, Arc::new(Counter::new(files, profile).at(folder, false)));
         }
         (Self { models }, problems)
     }
@@ -205,28 +256,32 @@ fn folders_of(settings: &Settings) -> Vec<(ModelName, PathBuf, ServerKind)> {
     folders
 }
 
-/// The input count of a request: ours where we have one, else as the server says, else an estimate.
+/// The input count of a request: ours where we have one that is believed, else as the server says, else an
+/// estimate. `local` is our count and whether it is believed.
 ///
 /// # Errors
 /// The template refuses the conversation: the caller's to mend, as the server would say.
 pub async fn count(
-    local: Option<&Result<Tokens, CountError>>,
+    local: Option<(&Result<Tokens, CountError>, bool)>,
     server: Option<Arc<dyn ModelServer>>,
     route: Route,
     body_bytes: usize,
     outgoing: &Bytes,
 ) -> Result<Counted, Refusal> {
     match local {
-        Some(Ok(tokens)) => return Ok(Counted { tokens: *tokens, source: Source::Exact }),
-        Some(Err(CountError::Template(text))) => {
+        Some((Ok(tokens), true)) => {
+            return Ok(Counted { tokens: *tokens, source: Source::Exact });
+        }
+        Some((Err(CountError::Template(text)), true)) => {
             let text = format!("The model's chat template refuses this conversation: {text}");
             return Err(Refusal::new(Reason::TemplateRefused, text).param("messages"));
         }
-        Some(Err(error @ (CountError::NoMessages | CountError::TooCostly(_)))) => {
+        // Too costly is too costly by whatever template.
+        Some((Err(error @ (CountError::NoMessages | CountError::TooCostly(_))), _)) => {
             return Err(Refusal::new(Reason::TemplateRefused, error.to_string()));
         }
-        Some(Err(error)) => tracing::debug!(%error, "not counted here"),
-        None => {}
+        Some((Err(error), _)) => tracing::debug!(%error, "not counted here"),
+        Some((Ok(_), false)) | None => {}
     }
     if let Some(server) = server {
         let asked = server.count(route, outgoing.clone());
@@ -236,13 +291,14 @@ pub async fn count(
             return Ok(Counted { tokens, source: Source::Server });
         }
     }
-    Ok(Counted { tokens: estimate(body_bytes), source: Source::Estimate })
+    // A count that is off is nearer than a rule of thumb.
+    let near = local.and_then(|(local, _)| local.as_ref().ok().copied());
+    Ok(Counted { tokens: near.unwrap_or_else(|| estimate(body_bytes)), source: Source::Estimate })
 }
 
 /// A token is a byte of the body at least, but for what the template adds; and no input is empty.
 fn believable(tokens: Tokens, body_bytes: usize) -> bool {
-    const TEMPLATE_MAX: u64 = 16 * 1024;
-    tokens > Tokens::ZERO && tokens.get() <= (body_bytes as u64).saturating_add(TEMPLATE_MAX)
+    tokens > Tokens::ZERO && tokens.get() <= (body_bytes as u64).saturating_add(TEMPLATE_MAX_TOKENS)
 }
 
 /// A token for every four bytes of the body, rounded up. English prose runs at 4 to 5 bytes a token and

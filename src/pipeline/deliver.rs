@@ -249,6 +249,7 @@ fn note(
 }
 
 fn settle(broker: &Arc<Broker>, mut record: Record, watched: Watched) {
+    broker.compare(&record, &watched);
     if let (Some(model), Some(counted)) = (&record.model, &record.counted) {
         if watched.from_server {
             let metrics = &broker.books.metrics;

@@ -17,6 +17,7 @@ pub mod record;
 pub mod relay;
 pub mod study;
 pub mod trial;
+pub mod trust;
 pub mod watch;
 pub mod whole;
 
@@ -27,6 +28,7 @@ use crate::{
     error::{Reason, Refusal},
     ids::{ModelName, RequestId},
     schedule::catalog::Entry,
+    snapshot::GpuPlane,
 };
 use answer::{Reply, read_body};
 use arc_swap::ArcSwap;
@@ -51,6 +53,8 @@ pub struct Broker {
     pub live: ArcSwap<Live>,
     /// Queue and servers.
     pub dispatch: Arc<Dispatch>,
+    /// What our own token counts are worth.
+    pub trust: trust::Trust,
     /// Metrics, ledger, recent refusals.
     pub books: Arc<Books>,
     /// Set once, when the daemon stops: new requests are refused.
@@ -86,11 +90,18 @@ impl Broker {
         Arc::new(Self {
             live: ArcSwap::from_pointee(live),
             dispatch,
+            trust: trust::Trust::default(),
             books: Arc::new(Books::default()),
             stopping: AtomicBool::new(false),
             compute,
             bodies: Arc::new(Semaphore::new(BODIES_MAX_KIB)),
         })
+    }
+
+    /// The metrics page as it is now.
+    pub fn metrics_page(&self, gpus: &GpuPlane) -> String {
+        let (waiting, servers) = (self.dispatch.waiting(), self.dispatch.servers());
+        self.books.metrics.page_with(&waiting, &servers, &self.trust.pairs(), gpus)
     }
 
     /// Answers one request. Never fails: what goes wrong becomes the answer.
@@ -162,6 +173,7 @@ impl Broker {
         record.model = Some(studied.entry.model.clone());
         let counted = self.count(&studied).await?;
         record.counted = Some(counted);
+        record.shadow = studied.shadow();
         let window = studied.check_window(counted)?;
         // admit
         let mean = self.dispatch.expected_output(&studied.entry.model);

@@ -1,6 +1,6 @@
 //! One request's record: what happened to it, written once at its end, whatever the end is.
 
-use super::count::Counted;
+use super::{count::Counted, trust::Shadow};
 use crate::{
     admit::Reservation,
     api::answer::Usage,
@@ -107,6 +107,8 @@ pub struct Record {
     pub model: Option<ModelName>,
     /// The input count.
     pub counted: Option<Counted>,
+    /// Our own input count, where the server's should be equal.
+    pub shadow: Option<Shadow>,
     /// The token rate held for it.
     pub reservation: Option<Reservation>,
     /// The server that has it, or had it last.
@@ -137,6 +139,7 @@ impl Record {
             tier: None,
             model: None,
             counted: None,
+            shadow: None,
             reservation: None,
             server: None,
             attempts: 0,

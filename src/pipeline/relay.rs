@@ -6,7 +6,7 @@ use super::{
     watch::Wishes,
 };
 use crate::{
-    api::Route,
+    api::{Route, answer::ToldInput},
     config,
     error::{Reason, Refusal},
     servers::{Answer, AnswerBody, Call, CallError},
@@ -264,6 +264,8 @@ pub struct Watched {
     pub usage: crate::api::answer::Usage,
     /// The server's word, rather than our count.
     pub from_server: bool,
+    /// The server's word on the input, whether or not the rest of its usage can be true.
+    pub told: Option<ToldInput>,
 }
 
 pub(super) async fn within<T>(until: Instant, work: impl Future<Output = T>) -> Option<T> {

@@ -8,6 +8,7 @@ use super::{
     count::{self, Counted, Counter, Source},
     may_use,
     relay::Job,
+    trust::Shadow,
     watch::Wishes,
 };
 use crate::{
@@ -20,8 +21,8 @@ use crate::{
     units::Tokens,
 };
 use bytes::Bytes;
-use std::sync::Arc;
-use tokio::sync::OwnedSemaphorePermit;
+use std::{sync::Arc, time::Duration};
+use tokio::{sync::OwnedSemaphorePermit, time::Instant};
 
 /// Bodies up to this size are studied in place, if counting them is little work: it takes less than handing
 /// them over would.
@@ -46,9 +47,16 @@ pub struct Studied {
     /// Answers that the caller gets.
     wanted: u64,
     alias: Option<String>,
+    /// The model's files, where they are here.
     counter: Option<Arc<Counter>>,
+    /// Their count is believed.
+    believed: bool,
     /// Our own count, where the model's files are here.
     local: Option<Result<Tokens, CountError>>,
+    /// What that took.
+    counted_in: Duration,
+    /// The server should count the same: no token ids, no field that changes the input behind our back.
+    comparable: bool,
     /// Bytes of the input itself, for an estimate.
     text_bytes: usize,
 }
@@ -114,10 +122,14 @@ impl Broker {
         let request = Request::parse(route, body, limits)?;
         let entry = self.authorise(tenant, &request.model)?;
         let outgoing = outgoing::body(&request, entry.model.as_str());
-        let counter = live.counters.get(&entry.model).cloned();
+        let counter = self.counter_of(live, &entry.model);
+        let believed =
+            counter.as_ref().is_some_and(|counter| self.trust.believes(&entry.model, counter));
+        let begun = Instant::now();
         let local =
             counter.as_ref().map(|counter| counter.count(route, &request.fields, allowance));
-        let counted_here = matches!(local, Some(Ok(_)));
+        let counted_in = begun.elapsed();
+        let settled = believed && matches!(local, Some(Ok(_)));
         Ok(Studied {
             route,
             outgoing,
@@ -129,8 +141,11 @@ impl Broker {
             wanted: u64::from(request.n).saturating_mul(u64::from(request.prompts)).max(1),
             alias: (request.model != entry.model).then(|| request.model.to_string()),
             counter,
+            believed,
             local,
-            text_bytes: if counted_here { 0 } else { text_bytes(&request) },
+            counted_in,
+            comparable: is_comparable(&request),
+            text_bytes: if settled { 0 } else { text_bytes(&request) },
             entry,
         })
     }
@@ -155,15 +170,32 @@ impl Broker {
         Ok(entry.clone())
     }
 
-    /// The input count: ours where the files are here, else the server's, else an estimate.
+    /// The input count: ours where the files are here and believed, else the server's, else an estimate.
     pub(super) async fn count(&self, studied: &Studied) -> Result<Counted, Refusal> {
-        let server = match &studied.local {
-            Some(Ok(_)) => None,
-            _ => self.dispatch.counter_for(&studied.entry.model),
+        let (model, route) = (&studied.entry.model, studied.route);
+        let local = studied.local.as_ref().map(|local| (local, studied.believed));
+        let server = match local {
+            Some((Ok(_), true)) => None,
+            _ => self.trust.who_counts(model, self.dispatch.usable_of(model)),
         };
-        let local = studied.local.as_ref();
-        count::count(local, server, studied.route, studied.text_bytes, &studied.outgoing).await
+        let begun = Instant::now();
+        let counted =
+            count::count(local, server, route, studied.text_bytes, &studied.outgoing).await?;
+        let took = studied.counted_in + begun.elapsed();
+        self.books.metrics.counted(counted.source.as_str(), took);
+        Ok(counted)
     }
+}
+
+/// Whether the server should count this input as we do. Token ids prove nothing, and what stands behind the
+/// text to fill in is put around it by the server.
+fn is_comparable(request: &Request<'_>) -> bool {
+    let text = |field: &str| request.fields.get(field).is_none_or(|v| v.get().starts_with('"'));
+    request.prompts == 1
+        && request.choices == 1
+        && text("prompt")
+        && text("input")
+        && request.fields.get("suffix").is_none()
 }
 
 /// Input tokens that are beyond doubt: an estimate may be far off in either direction, and only what is
@@ -257,11 +289,24 @@ impl Studied {
         Tokens(one.get().saturating_mul(self.answers))
     }
 
-    /// The context window, as its servers or its files tell it.
+    /// The context window, as its servers or its files tell it; found files only if they are believed.
     fn window(&self) -> Option<Tokens> {
-        let of_files =
-            || self.counter.as_ref().and_then(|counter| counter.files().context_window());
+        let counter = self.counter.as_ref().filter(|counter| self.believed || !counter.is_found());
+        let of_files = || counter.and_then(|counter| counter.files().context_window());
         self.entry.context_window.or_else(of_files)
+    }
+
+    /// Our own count, to be compared with the server's.
+    pub(super) fn shadow(&self) -> Option<Shadow> {
+        let (counter, Ok(tokens)) = (self.counter.as_ref()?, self.local.as_ref()?) else {
+            return None;
+        };
+        self.comparable.then(|| Shadow {
+            counter: Arc::clone(counter),
+            route: self.route,
+            tokens: *tokens,
+            body_bytes: self.outgoing.len(),
+        })
     }
 
     /// What the window leaves for each choice. An estimate of the input may be far too high, and of
@@ -284,7 +329,8 @@ impl Studied {
             wanted: usize::try_from(self.wanted).unwrap_or(usize::MAX),
             prompt: counted.tokens,
             exact: counted.source != Source::Estimate,
-            counter: self.counter,
+            // Nor may files that are in doubt cut an answer.
+            counter: self.counter.filter(|_| self.believed),
         };
         Job {
             route: self.route,
@@ -304,8 +350,7 @@ mod tests {
     use crate::{admit::Admission, pipeline::auth::Keys, pipeline::count::Counters};
     use http::Response;
     use http_body_util::Full;
-    use std::time::Duration;
-    use tokio::time::{Instant, timeout};
+    use tokio::time::timeout;
 
     /// The key of the one tenant is "example".
     const SETTINGS: &str = "[[tenants]]\nname = \"a\"\nkeys_sha256 = [\"50d858e0985ecc7f60418aaf0cc5ab587f42c2570a884095a9e8ccacd0f6545c\"]\n[threads]\ncompute = 2\n";

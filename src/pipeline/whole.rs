@@ -8,7 +8,7 @@ use super::{
 use crate::{
     api::{
         Route,
-        answer::{Expected, Usage, believable},
+        answer::{Expected, ToldInput, Usage, believable},
         event::{Choice, Chunk, splice},
     },
     units::Tokens,
@@ -48,7 +48,7 @@ fn embeddings(
         let text = format!("{{\"prompt_tokens\":{0},\"total_tokens\":{0}}}", usage.prompt);
         changes.usage(chunk, text);
     }
-    Ok((changes.apply(body), Watched { usage, from_server: said.is_some() }))
+    Ok((changes.apply(body), Watched { usage, from_server: said.is_some(), told: told(chunk) }))
 }
 
 fn generation(
@@ -72,7 +72,7 @@ fn generation(
         choices.iter().flat_map(Choice::parts).map(|part| part.get().len() as u64).sum::<u64>();
     let said = believable(chunk.usage.map(RawValue::get), expected(job, output, bytes));
     if lengths.iter().any(|one| one.over) && !kept_by_its_own_word(job, said, choices.len()) {
-        return Ok(cut(job, body, &lengths, said));
+        return Ok(cut(job, body, &lengths, (said, told(chunk))));
     }
     let usage = said.unwrap_or(Usage {
         prompt: job.wishes.prompt,
@@ -83,7 +83,7 @@ fn generation(
     if said.is_none() {
         changes.usage(chunk, usage.json());
     }
-    Ok((changes.apply(body), Watched { usage, from_server: said.is_some() }))
+    Ok((changes.apply(body), Watched { usage, from_server: said.is_some(), told: told(chunk) }))
 }
 
 /// How long one choice is, by our count.
@@ -120,6 +120,11 @@ fn kept_by_its_own_word(job: &Job, said: Option<Usage>, choices: usize) -> bool 
         && said.zip(all).is_some_and(|(usage, all)| usage.completion.get() <= all)
 }
 
+/// The server's word on the input.
+fn told(chunk: &Chunk<'_>) -> Option<ToldInput> {
+    ToldInput::read(chunk.usage.map(RawValue::get))
+}
+
 fn expected(job: &Job, completion: Tokens, bytes: u64) -> Expected {
     Expected {
         prompt: job.wishes.prompt,
@@ -132,7 +137,12 @@ fn expected(job: &Job, completion: Tokens, bytes: u64) -> Expected {
 
 /// The server ignored the limit: each choice that is over it is cut there and ends for `length`. A rare
 /// path, so it takes the answer apart and writes it anew.
-fn cut(job: &Job, body: &Bytes, lengths: &[Length], said: Option<Usage>) -> (Bytes, Watched) {
+fn cut(
+    job: &Job,
+    body: &Bytes,
+    lengths: &[Length],
+    (said, told): (Option<Usage>, Option<ToldInput>),
+) -> (Bytes, Watched) {
     let most = job.wishes.limit().unwrap_or(Tokens(u64::MAX));
     let mut answer: Value = serde_json::from_slice(body).unwrap_or_default();
     let mut completion = Tokens::ZERO;
@@ -152,7 +162,7 @@ fn cut(job: &Job, body: &Bytes, lengths: &[Length], said: Option<Usage>) -> (Byt
             answer.insert("model".to_owned(), alias.clone().into());
         }
     }
-    (answer.to_string().into(), Watched { usage, from_server: false })
+    (answer.to_string().into(), Watched { usage, from_server: false, told })
 }
 
 /// Cuts one choice's texts in the order in which they were generated, thinking first, and then what its

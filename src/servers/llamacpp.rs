@@ -37,6 +37,8 @@ pub struct Props {
     pub capacity: Capacity,
     /// Build number and commit.
     pub version: Option<String>,
+    /// Where the model's file is, on its host.
+    pub model_path: Option<String>,
     /// The model left its memory (`--sleep-idle-seconds`); the next request loads it again.
     pub sleeping: bool,
 }
@@ -53,7 +55,9 @@ pub fn props(page: &[u8]) -> Option<Props> {
     let slots = page.get("total_slots").and_then(openai::positive)?;
     let context = page.pointer("/default_generation_settings/n_ctx").and_then(openai::positive);
     let version = page.get("build_info").and_then(Value::as_str);
+    let path = page.get("model_path").and_then(Value::as_str);
     Some(Props {
+        model_path: path.filter(|path| openai::is_path(path)).map(str::to_owned),
         capacity: Capacity {
             kv_tokens: context.map(Tokens),
             max_running: Some(u32::try_from(slots).unwrap_or(u32::MAX)),

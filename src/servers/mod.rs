@@ -69,6 +69,29 @@ pub enum CallError {
     Refused(String),
 }
 
+/// What a server said when it was asked to count.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Told {
+    /// Its count.
+    Tokens(Tokens),
+    /// It read the request and would not have it, as it would not if it were to answer it.
+    Refused,
+    /// It has no way to count this.
+    Absent,
+    /// It did not answer as it should; the text says how. Another time it may.
+    Failed(String),
+}
+
+impl Told {
+    /// The count, if there is one.
+    pub const fn tokens(&self) -> Option<Tokens> {
+        match self {
+            Self::Tokens(tokens) => Some(*tokens),
+            Self::Refused | Self::Absent | Self::Failed(_) => None,
+        }
+    }
+}
+
 /// A model server, whatever its kind.
 pub trait ModelServer: Send + Sync + 'static {
     /// Its name.
@@ -88,4 +111,10 @@ pub trait ModelServer: Send + Sync + 'static {
 
     /// Asks the server to count the input tokens of a call, where its kind can. `None`: it cannot.
     fn count(&self, route: Route, body: Bytes) -> Later<'_, Option<Tokens>>;
+
+    /// As [`ModelServer::count`], and says why there is no number. By the server's most faithful way, which
+    /// may take longer than its quickest.
+    fn count_told(&self, route: Route, body: Bytes) -> Later<'_, Told> {
+        Box::pin(async move { self.count(route, body).await.map_or(Told::Absent, Told::Tokens) })
+    }
 }

@@ -9,6 +9,7 @@ use crate::{
 };
 use bytes::Bytes;
 use serde_json::{Map, Value, json};
+use std::collections::BTreeMap;
 
 /// Models taken from one server's list. A list longer than this is cut: it is not a host's.
 pub const MODELS_MAX: usize = 1024;
@@ -44,6 +45,25 @@ pub fn models(page: &[u8]) -> Option<Vec<ServedModel>> {
         }
     }
     Some(models)
+}
+
+/// Where the models' files are, as `root` of their cards tells it (vLLM, SGLang): a path, or the name of a
+/// repository. Only of listed names; a name that stands for itself says nothing.
+pub fn roots(page: &[u8]) -> BTreeMap<ModelName, String> {
+    let page: Value = serde_json::from_slice(page).unwrap_or_default();
+    let cards = page.get("data").and_then(Value::as_array);
+    let root = |card: &Value| {
+        let [id, root] = ["id", "root"].map(|key| card.get(key).and_then(Value::as_str));
+        let (id, root) = id.zip(root)?;
+        (is_name(id) && is_path(root)).then(|| (ModelName::from(id), root.to_owned()))
+    };
+    cards.into_iter().flatten().take(MODELS_MAX).filter_map(root).collect()
+}
+
+/// What may be looked for as a path.
+pub(super) fn is_path(text: &str) -> bool {
+    const PATH_BYTES_MAX: usize = 4096;
+    !text.is_empty() && text.len() <= PATH_BYTES_MAX && !text.chars().any(char::is_control)
 }
 
 /// Names go to callers, to terminals and into metrics: what cannot be one is left out.
@@ -228,6 +248,16 @@ mod tests {
         let page = r#"{"models":[{"name":"x"}],"object":"list","data":[{"id":"/m/a.gguf",
             "aliases":["a","a",""],"owned_by":"llamacpp","meta":{"n_ctx":4096,"n_ctx_train":32768}}]}"#;
         assert_eq!(windows(page), [("/m/a.gguf".into(), Some(4096)), ("a".into(), Some(4096))]);
+    }
+
+    #[test]
+    fn cards_tell_where_the_files_are() {
+        let page = br#"{"data":[{"id":"a","root":"/models/a"},{"id":"b","root":"org/b"},{"id":"c"},
+            {"id":"d","root":""},{"id":"e","root":7}]}"#;
+        let told = roots(page);
+        let told: Vec<_> = told.iter().map(|(id, root)| (id.as_str(), root.as_str())).collect();
+        assert_eq!(told, [("a", "/models/a"), ("b", "org/b")]);
+        assert!(roots(b"<html>").is_empty());
     }
 
     #[test]

@@ -3,7 +3,7 @@
 //! What each kind's pages mean is in the file of that kind; this one decides which pages to read.
 
 use super::{
-    Answer, Call, CallError, Later, ModelServer, Route,
+    Answer, Call, CallError, Later, ModelServer, Route, Told,
     http::{Client, ClientLimits},
     llamacpp,
     openai::{self, Count},
@@ -18,6 +18,7 @@ use crate::{
 use bytes::Bytes;
 use http::StatusCode;
 use std::{
+    collections::BTreeMap,
     sync::{Mutex, PoisonError},
     time::Duration,
 };
@@ -164,6 +165,9 @@ impl Remote {
                 Page::Here(page) => {
                     if let Some(listed) = openai::models(&page) {
                         self.take_models(state, listed);
+                        if self.kind != ServerKind::LlamaCpp {
+                            take_reported(state, openai::roots(&page));
+                        }
                     }
                 }
                 Page::Locked(status) => {
@@ -259,6 +263,11 @@ impl Remote {
                         seen.sleeping = props.sleeping;
                         state.version = props.version.or(state.version.take());
                         state.capacity = known(props.capacity, state.capacity.clone());
+                        let path = props.model_path.into_iter();
+                        let all = path.flat_map(|path| {
+                            state.models.iter().map(move |model| (model.name.clone(), path.clone()))
+                        });
+                        state.reported = all.collect();
                     }
                 }
                 // Its model list is open to all, so this is where a wrong key shows.
@@ -323,27 +332,70 @@ impl Remote {
 
     // --- counting ---
 
-    async fn ask_count(&self, route: Route, body: Bytes) -> Option<Tokens> {
+    async fn ask_count(&self, route: Route, body: Bytes) -> Told {
         type Read = fn(&[u8]) -> Option<Tokens>;
         let (count, read): (_, Read) = match self.kind {
-            ServerKind::Vllm => (vllm::count(route, &body)?, vllm::counted),
-            ServerKind::Sglang => (sglang::count(route, &body)?, sglang::counted),
-            ServerKind::LlamaCpp => (llamacpp::count(route, &body)?, llamacpp::counted),
-            ServerKind::OpenAi | ServerKind::Embedded => return None,
+            ServerKind::Vllm => (vllm::count(route, &body), vllm::counted),
+            ServerKind::Sglang => (sglang::count(route, &body), sglang::counted),
+            ServerKind::LlamaCpp => (llamacpp::count(route, &body), llamacpp::counted),
+            ServerKind::OpenAi | ServerKind::Embedded => (None, openai::counted),
         };
         let (path, bodies) = match count {
-            Count::Known(tokens) => return Some(tokens),
-            Count::Ask { path, bodies } => (path, bodies),
+            None => return Told::Absent,
+            Some(Count::Known(tokens)) => return Told::Tokens(tokens),
+            Some(Count::Ask { path, bodies }) => (path, bodies),
         };
         let mut total = Tokens::ZERO;
         for body in bodies {
-            let answer = self.client.post(path, body, self.limit, COUNT_MAX).await;
-            let (status, page) = answer.ok()?;
-            let tokens = (status == StatusCode::OK).then(|| read(&page)).flatten()?;
-            total = total.plus(tokens);
+            match self.post_count(path, body, read).await {
+                Told::Tokens(tokens) => total = total.plus(tokens),
+                other => return other,
+            }
         }
-        Some(total)
+        Told::Tokens(total)
     }
+
+    /// By the page that runs the chat route's own code with the whole body, where there is one.
+    async fn ask_faithfully(&self, route: Route, body: Bytes) -> Told {
+        if self.seen.lock().unwrap_or_else(PoisonError::into_inner).sleeping {
+            // Asking would wake it.
+            return Told::Failed("the model sleeps".to_owned());
+        }
+        if self.kind == ServerKind::Vllm && route == Route::Chat {
+            let told = self.post_count(vllm::RENDER, body.clone(), vllm::rendered).await;
+            if matches!(told, Told::Tokens(_)) {
+                return told;
+            }
+        }
+        self.ask_count(route, body).await
+    }
+
+    async fn post_count(&self, path: &str, body: Bytes, read: fn(&[u8]) -> Option<Tokens>) -> Told {
+        let (status, page) = match self.client.post(path, body, self.limit, COUNT_MAX).await {
+            Ok(answer) => answer,
+            Err(error) => return Told::Failed(error.to_string()),
+        };
+        match status.as_u16() {
+            200 => read(&page)
+                .map_or_else(|| Told::Failed(format!("{path} gave no count")), Told::Tokens),
+            404 | 405 | 501 => Told::Absent,
+            // llama.cpp answers 500 where the template itself refuses.
+            400 | 413 | 422 | 500 => Told::Refused,
+            status => Told::Failed(format!("{path} answers {status}")),
+        }
+    }
+}
+
+/// Where the models' files are. A model that the operator named otherwise than the server does is the one
+/// that it lists, where that is only one.
+fn take_reported(state: &mut ServerState, mut told: BTreeMap<ModelName, String>) {
+    let mut roots = told.values();
+    if let (Some(only), None) = (roots.next().cloned(), roots.next()) {
+        for model in &state.models {
+            told.entry(model.name.clone()).or_insert_with(|| only.clone());
+        }
+    }
+    state.reported = told;
 }
 
 /// The first word on each, else the second.
@@ -396,7 +448,11 @@ impl ModelServer for Remote {
     }
 
     fn count(&self, route: Route, body: Bytes) -> Later<'_, Option<Tokens>> {
-        Box::pin(self.ask_count(route, body))
+        Box::pin(async move { self.ask_count(route, body).await.tokens() })
+    }
+
+    fn count_told(&self, route: Route, body: Bytes) -> Later<'_, Told> {
+        Box::pin(self.ask_faithfully(route, body))
     }
 }
 
@@ -575,6 +631,30 @@ mod tests {
         assert_eq!(staged.asked(), ["GET /health", "GET /v1/models", "GET /metrics"]);
     }
 
+    #[tokio::test]
+    async fn servers_tell_where_the_files_are() {
+        let list = r#"{"data":[{"id":"m","root":"/models/m","max_model_len":4096}]}"#;
+        let staged = Staged::start(&[("/health", 200, ""), ("/v1/models", 200, list)]).await;
+        let mut told = server(ServerKind::Vllm, staged.port);
+        let state = remote(&told).observe(&unknown(ServerKind::Vllm)).await;
+        assert_eq!(state.reported, BTreeMap::from([("m".into(), "/models/m".into())]));
+        told.models = vec!["mine".into()];
+        let state = remote(&told).observe(&unknown(ServerKind::Vllm)).await;
+        assert_eq!(state.reported[&ModelName::from("mine")], "/models/m");
+
+        let props = r#"{"default_generation_settings":{"n_ctx":1000},"total_slots":2,
+            "model_path":"/models/a.gguf"}"#;
+        let pages = [("/health", 200, "{}"), ("/v1/models", 200, LIST), ("/props", 200, props)];
+        let staged = Staged::start(&pages).await;
+        let remote = remote(&server(ServerKind::LlamaCpp, staged.port));
+        let mut state = unknown(ServerKind::LlamaCpp);
+        for _ in 0..3 {
+            // The page is not read in every round; what it told stays.
+            state = remote.observe(&state).await;
+            assert_eq!(state.reported[&ModelName::from("m")], "/models/a.gguf");
+        }
+    }
+
     const PROPS: &str = r#"{"default_generation_settings":{"n_ctx":1000},"total_slots":2,
         "build_info":"b1","is_sleeping":false}"#;
 
@@ -619,6 +699,9 @@ mod tests {
             assert_eq!((&state.health, state.load.running), (&Health::Up, Some(0)));
         }
         assert!(!staged.asked().contains(&"GET /slots".to_owned()));
+        let told = remote.count_told(Route::Chat, Bytes::from_static(b"{}")).await;
+        assert_eq!(told, Told::Failed("the model sleeps".into()));
+        assert!(!staged.asked().iter().any(|asked| asked.starts_with("POST")));
         staged.page("/props", 200, PROPS);
         assert_eq!(remote.observe(&state).await.load.running, Some(1));
     }
@@ -673,6 +756,45 @@ mod tests {
         assert_eq!(vllm.count(Route::Completions, body.clone()).await, None);
         let generic = remote(&server(ServerKind::OpenAi, staged.port));
         assert_eq!(generic.count(Route::Completions, body).await, None);
+    }
+
+    #[tokio::test]
+    async fn why_there_is_no_count_is_told() {
+        let staged = Staged::start(&[]).await;
+        let vllm = remote(&server(ServerKind::Vllm, staged.port));
+        let body =
+            Bytes::from_static(br#"{"model":"m","messages":[{"role":"user","content":"a"}]}"#);
+        assert_eq!(vllm.count_told(Route::Chat, body.clone()).await, Told::Absent);
+        for (status, page, told) in [
+            (200, r#"{"count":3}"#, Told::Tokens(Tokens(3))),
+            (200, "{}", Told::Failed("/tokenize gave no count".into())),
+            (400, "{}", Told::Refused),
+            (500, "{}", Told::Refused),
+            (503, "{}", Told::Failed("/tokenize answers 503".into())),
+            (401, "{}", Told::Failed("/tokenize answers 401".into())),
+        ] {
+            staged.page("/tokenize", status, page);
+            assert_eq!(vllm.count_told(Route::Chat, body.clone()).await, told, "{status}");
+        }
+        let generic = remote(&server(ServerKind::OpenAi, staged.port));
+        assert_eq!(generic.count_told(Route::Chat, body.clone()).await, Told::Absent);
+        drop(staged);
+        let gone = vllm.count_told(Route::Chat, body).await;
+        assert!(matches!(gone, Told::Failed(_)), "{gone:?}");
+    }
+
+    /// `/tokenize` leaves out what the chat route does with some fields; the page that renders does not.
+    #[tokio::test]
+    async fn a_vllm_that_renders_is_asked_for_that() {
+        let page = r#"{"request_id":"r","token_ids":[1,2,3,4],"sampling_params":{}}"#;
+        let staged =
+            Staged::start(&[(vllm::RENDER, 200, page), ("/tokenize", 200, r#"{"count":3}"#)]).await;
+        let vllm = remote(&server(ServerKind::Vllm, staged.port));
+        let body = Bytes::from_static(br#"{"model":"m","messages":[]}"#);
+        assert_eq!(vllm.count_told(Route::Chat, body.clone()).await, Told::Tokens(Tokens(4)));
+        assert_eq!(vllm.count(Route::Chat, body.clone()).await, Some(Tokens(3)), "the quick way");
+        staged.page(vllm::RENDER, 503, "");
+        assert_eq!(vllm.count_told(Route::Chat, body).await, Told::Tokens(Tokens(3)));
     }
 
     #[tokio::test]

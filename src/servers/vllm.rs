@@ -19,6 +19,8 @@ pub const METRICS: &str = "/metrics";
 pub const VERSION: &str = "/version";
 /// Counts tokens, of a prompt or of a conversation. Open even when an API key guards `/v1`.
 pub const TOKENIZE: &str = "/tokenize";
+/// Takes a whole chat request and gives what the engine would get for it. Newer versions have it.
+pub const RENDER: &str = "/v1/chat/completions/render";
 
 /// Every metric of vLLM starts so.
 pub const METRIC_PREFIX: &str = "vllm:";
@@ -143,6 +145,26 @@ pub fn counted(answer: &[u8]) -> Option<Tokens> {
     openai::counted(answer)
 }
 
+/// The count in what [`RENDER`] answers: the ids that the engine would get, in the request for it, or (some
+/// versions) in a list of prompts beside the conversation.
+pub fn rendered(answer: &[u8]) -> Option<Tokens> {
+    const LEVELS_MAX: u32 = 3;
+    fn ids(value: &Value, levels: u32) -> Option<u64> {
+        match value {
+            Value::Object(fields) => {
+                let named = ["token_ids", "prompt_token_ids"];
+                let list = named.iter().find_map(|name| fields.get(*name)?.as_array());
+                list.map(|list| list.len() as u64)
+            }
+            Value::Array(items) if levels > 0 => {
+                items.iter().find_map(|item| ids(item, levels.saturating_sub(1)))
+            }
+            _ => None,
+        }
+    }
+    ids(&serde_json::from_slice(answer).ok()?, LEVELS_MAX).map(Tokens)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -170,6 +192,17 @@ vllm:cache_config_info{block_size="16",engine="1",kv_cache_size_tokens="None",nu
         assert_eq!(load.kv_used_ratio, Some(0.5));
         assert_eq!(capacity(PAGE).kv_tokens, Some(Tokens(100_000 + 16_000)));
         assert!(!asleep(PAGE));
+    }
+
+    #[test]
+    fn a_rendered_request_tells_its_ids_wherever_they_stand() {
+        let count = |page: Value| rendered(page.to_string().as_bytes());
+        assert_eq!(count(json!({"token_ids": [1, 2, 3], "model": "m"})), Some(Tokens(3)));
+        let listed = json!([[{"role": "user", "content": "a"}], [{"prompt_token_ids": [7, 8]}]]);
+        assert_eq!(count(listed), Some(Tokens(2)));
+        for odd in [json!({}), json!([]), json!([[[[[{"token_ids": [1]}]]]]]), json!("x")] {
+            assert_eq!(count(odd), None);
+        }
     }
 
     #[test]

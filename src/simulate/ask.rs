@@ -1,8 +1,8 @@
 //! Requests as the scripted server reads them: how long the prompt is, and how much is asked for.
 //!
 //! A prompt's length in tokens is an estimate anyone can repeat by hand: the bytes of all text, divided by
-//! four and rounded up, plus three for each message; at least one. Token ids count one each. It is the
-//! same in `usage` and in `/tokenize`. Nothing here allocates for the text itself.
+//! four and rounded up, plus three for each message; at least one. Token ids count one each. A caller may say it
+//! instead. It is the same in `usage` and in `/tokenize`. Nothing here allocates for the text itself.
 
 use crate::units::Tokens;
 use serde::{
@@ -54,6 +54,9 @@ struct Message {
 /// What only this server understands.
 #[derive(Debug, Deserialize)]
 struct Extra {
+    /// The prompt's length, instead of the estimate: for callers who count, and want to be agreed with.
+    #[serde(default)]
+    input_tokens: Option<u64>,
     #[serde(default)]
     output_tokens: Option<u64>,
 }
@@ -72,6 +75,9 @@ pub(super) struct Text {
 impl Ask<'_> {
     /// The prompt's length, `None` when there is no prompt at all.
     pub fn prompt(&self) -> Option<Tokens> {
+        if let Some(told) = self.berthd_simulate.as_ref().and_then(|extra| extra.input_tokens) {
+            return Some(Tokens(told.max(1)));
+        }
         if let Some(messages) = &self.messages {
             let bytes = messages.iter().filter_map(|m| m.content.as_ref()).map(|c| c.bytes).sum();
             let count = messages.len() as u64;
@@ -176,6 +182,8 @@ mod tests {
         assert_eq!(prompt(r#"{"prompt":""}"#), Some(1));
         assert_eq!(prompt(r#"{"prompt":[5,6,7]}"#), Some(3));
         assert_eq!(prompt("{}"), None);
+        let told = r#"{"prompt":"","berthd_simulate":{"input_tokens":7}}"#;
+        assert_eq!(prompt(told), Some(7), "unless the caller says it");
     }
 
     #[test]

@@ -6,7 +6,13 @@ fn text(path: &str) -> String {
     fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(path)).unwrap()
 }
 
-/// Names of metric families, without prefix and unit, as `src/metrics.rs` registers them.
+/// All sources of one folder, one behind the other.
+fn sources(folder: &str) -> String {
+    let files = fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join(folder)).unwrap();
+    files.map(|file| fs::read_to_string(file.unwrap().path()).unwrap()).collect()
+}
+
+/// Names of metric families, without prefix and unit, as `src/metrics/` registers them.
 fn families(source: &str) -> BTreeSet<String> {
     let code: String = source.split_whitespace().collect();
     let calls = ["family!(r,\"", "histograms!(r,\"", "r.register(\"", "r.register_with_unit(\""];
@@ -36,7 +42,7 @@ const UNITS: [&str; 5] = ["", "_total", "_seconds", "_bytes", "_info"];
 
 #[test]
 fn every_metric_is_explained() {
-    let families = families(&text("src/metrics.rs"));
+    let families = families(&sources("src/metrics"));
     assert!(families.len() > 25, "families are not found any more: {families:?}");
     let missing = missing(&families, "berthd_", &UNITS, &text("docs/operations.md"));
     assert!(missing.is_empty(), "docs/operations.md does not explain {missing:?}");

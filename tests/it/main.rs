@@ -13,10 +13,12 @@
 mod support;
 
 mod answers;
+mod attach;
 mod cancel;
 mod control;
 mod counts;
 mod docs;
+mod drift;
 mod faults;
 mod floors;
 mod gpu;
@@ -24,6 +26,7 @@ mod hangup;
 mod judged;
 mod memo;
 mod metrics_page;
+mod overcontext;
 mod overload;
 mod quickstart;
 mod refusals;

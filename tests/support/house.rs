@@ -7,6 +7,7 @@ use berthd::{
     config,
     daemon::{Daemon, Fatal},
     pipeline::{Broker, dispatch::ServerView},
+    report::{self, Addresses},
     snapshot::{GpuPlane, Health},
     systemd::{Listeners, Notifier},
     units::Tokens,
@@ -36,6 +37,7 @@ pub struct Plan {
     queue: String,
     relay: String,
     breaker: String,
+    probe: String,
     rows: String,
 }
 
@@ -47,7 +49,7 @@ pub struct House {
     pub broker: Arc<Broker>,
     stop: oneshot::Sender<()>,
     running: JoinSet<Result<(), Fatal>>,
-    _hangups: mpsc::Sender<()>,
+    hangups: mpsc::Sender<()>,
     _folder: TempDir,
 }
 
@@ -67,6 +69,7 @@ impl Plan {
             queue: empty(),
             relay: empty(),
             breaker: empty(),
+            probe: "period_s = 5".to_owned(),
             rows: empty(),
         };
         plan.tenant("a", "tier = \"interactive\"")
@@ -102,6 +105,12 @@ impl Plan {
         Self { breaker: breaker.to_owned(), ..self }
     }
 
+    /// Lines of `[probe]`; servers are looked at every five seconds without them.
+    #[must_use]
+    pub fn probe(self, probe: &str) -> Self {
+        Self { probe: probe.to_owned(), ..self }
+    }
+
     /// One more tenant, whose key is [`key`] of its name.
     #[must_use]
     pub fn tenant(mut self, name: &str, rest: &str) -> Self {
@@ -120,21 +129,27 @@ impl Plan {
 
     /// One more server, of the kind that is not asked for anything but its models.
     #[must_use]
-    pub fn server(mut self, name: &str, at: SocketAddr, rest: &str) -> Self {
+    pub fn server(self, name: &str, at: SocketAddr, rest: &str) -> Self {
+        self.server_of("openai", name, at, rest)
+    }
+
+    /// One more server of any kind.
+    #[must_use]
+    pub fn server_of(mut self, kind: &str, name: &str, at: SocketAddr, rest: &str) -> Self {
         writeln!(
             self.rows,
-            "[[servers]]\nname = \"{name}\"\nkind = \"openai\"\nurl = \"http://{at}\"\n{rest}"
+            "[[servers]]\nname = \"{name}\"\nkind = \"{kind}\"\nurl = \"http://{at}\"\n{rest}"
         )
         .unwrap();
         self
     }
 
     fn text(&self, folder: &TempDir) -> String {
-        let Self { listen, limits, queue, relay, breaker, rows } = self;
+        let Self { listen, limits, queue, relay, breaker, probe, rows } = self;
         format!(
             "[listen]\ndata = \"127.0.0.1:0\"\nadmin = \"127.0.0.1:0\"\nsocket = \"{}/s\"\ndrain_limit_s = 5\n\
              {listen}\n[limits]\n{limits}\n[queue]\n{queue}\n[relay]\n{relay}\n[breaker]\n{breaker}\n\
-             [probe]\ndiscover = false\nperiod_s = 5\n[gpu]\nenabled = false\n[log]\nlevel = \"error\"\n{rows}",
+             [probe]\ndiscover = false\n{probe}\n[gpu]\nenabled = false\n[log]\nlevel = \"error\"\n{rows}",
             folder.path().display()
         )
     }
@@ -161,7 +176,7 @@ impl House {
         let (hangups, hung_up) = mpsc::channel(1);
         let mut running = JoinSet::new();
         running.spawn(daemon.run(async { drop(stopped.await) }, hung_up, || {}));
-        let house = Self { data, broker, stop, running, _hangups: hangups, _folder: folder };
+        let house = Self { data, broker, stop, running, hangups, _folder: folder };
         let looked = |server: &ServerView| server.state.health != Health::Unknown;
         house.until("every server was looked at", |house| house.servers().iter().all(looked)).await;
         house
@@ -173,6 +188,24 @@ impl House {
         let _ = self.stop.send(());
         let ended = tokio::time::timeout(PATIENCE, self.running.join_next()).await;
         ended.expect("it stops in time").unwrap().unwrap().expect("it stops in order");
+    }
+
+    /// Wishes that the daemon reads its files again; what comes of it is seen later.
+    pub async fn reload(&self) {
+        self.hangups.send(()).await.unwrap();
+    }
+
+    /// The status report, as `berthd status --json` has it.
+    pub fn status(&self) -> Value {
+        let addresses = Addresses { data: "-".into(), admin: "-".into() };
+        json!(report::status(&self.broker, &GpuPlane::Off, &addresses))
+    }
+
+    /// The value of a metric's line that holds all of `parts`.
+    pub fn metric(&self, parts: &[&str]) -> Option<f64> {
+        let page = self.broker.metrics_page(&GpuPlane::Off);
+        let mut lines = page.lines().filter(|line| parts.iter().all(|part| line.contains(part)));
+        lines.next().and_then(|line| line.rsplit(' ').next()?.parse().ok())
     }
 
     /// Every server as the dispatcher sees it.

@@ -19,7 +19,7 @@ use crate::{
     queue::Queue,
     schedule::{Room, breaker::Breaker, catalog::Catalog},
     servers::ModelServer,
-    snapshot::ServerState,
+    snapshot::{Health, ServerState},
     units::Tokens,
 };
 use arc_swap::ArcSwap;
@@ -88,6 +88,8 @@ pub struct ServerView {
     pub drained: bool,
     /// It takes requests now.
     pub usable: bool,
+    /// Times that it came up. What comes back may be another process.
+    pub comings: u64,
 }
 
 impl Dispatch {
@@ -134,6 +136,7 @@ impl Dispatch {
         let mut state = self.lock();
         let id = server.id().clone();
         let before = state.berths.get(&id);
+        let comings = before.map_or(0, |berth| berth.comings).wrapping_add(1);
         let drained = before.is_some_and(|berth| berth.drained);
         // A server that only changed its settings keeps its models until it is looked at: callers wait
         // that moment instead of hearing that there is no such model.
@@ -147,6 +150,7 @@ impl Dispatch {
             breaker: Breaker::new(),
             drained,
             busy_until: None,
+            comings,
             unusable_since: None,
             leaving: false,
         };
@@ -177,6 +181,9 @@ impl Dispatch {
         let Some(berth) = state.berths.get_mut(&id) else { return };
         let before = std::mem::replace(&mut berth.state, reading);
         let models_changed = before.models != berth.state.models;
+        if before.health != Health::Up && berth.state.health == Health::Up {
+            berth.comings = berth.comings.wrapping_add(1);
+        }
         state.adopt(&id);
         self.refresh(&mut state);
         if models_changed {
@@ -242,12 +249,21 @@ impl Dispatch {
 
     /// The server that would be asked to count this model's input: a usable one if there is any.
     pub fn counter_for(&self, model: &ModelName) -> Option<Arc<dyn ModelServer>> {
+        self.usable_of(model).into_iter().next()
+    }
+
+    /// The usable servers of a model.
+    pub fn usable_of(&self, model: &ModelName) -> Vec<Arc<dyn ModelServer>> {
         let state = self.lock();
-        let room = state
-            .rooms
-            .iter()
-            .find(|room| room.usable && room.models.iter().any(|served| served.name == *model))?;
-        state.berths.get(&room.id).map(|berth| Arc::clone(&berth.server))
+        let rooms = state.rooms.iter().filter(|room| room.usable);
+        let rooms = rooms.filter(|room| room.models.iter().any(|served| served.name == *model));
+        let berths = rooms.filter_map(|room| state.berths.get(&room.id));
+        berths.map(|berth| Arc::clone(&berth.server)).collect()
+    }
+
+    /// A server, if it is here.
+    pub fn server(&self, id: &ServerId) -> Option<Arc<dyn ModelServer>> {
+        self.lock().berths.get(id).map(|berth| Arc::clone(&berth.server))
     }
 
     /// What an answer of this model is expected to need.
@@ -283,6 +299,7 @@ impl Dispatch {
                     breaker_open: berth.breaker.is_open(),
                     drained: berth.drained,
                     usable: room.usable,
+                    comings: berth.comings,
                 })
             })
             .collect();

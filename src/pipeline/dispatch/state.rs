@@ -45,6 +45,8 @@ pub(super) struct Berth {
     pub(super) breaker: Breaker,
     pub(super) drained: bool,
     pub(super) busy_until: Option<Instant>,
+    /// Times that it came up. What comes back may be another process.
+    pub(super) comings: u64,
     /// Since when it has taken no requests.
     pub(super) unusable_since: Option<Instant>,
     /// No longer configured; goes when its last request has ended.

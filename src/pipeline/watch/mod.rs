@@ -13,7 +13,7 @@ pub(super) use measure::{COUNTED_MAX_BYTES, count_text, tokens_of};
 use super::count::Counter;
 use crate::{
     api::{
-        answer::{Expected, Usage, believable},
+        answer::{Expected, ToldInput, Usage, believable},
         event::{self, Choice, Chunk, Said, splice_event},
         stream::Event,
     },
@@ -117,6 +117,8 @@ pub struct Watcher {
     wishes: Wishes,
     choices: Vec<Progress>,
     usage: Option<Usage>,
+    /// What the server said last of the input.
+    told: Option<ToldInput>,
     usage_seen: bool,
     /// Output that came after its choice was cut.
     dropped: Tokens,
@@ -144,6 +146,7 @@ impl Watcher {
             wishes,
             choices,
             usage: None,
+            told: None,
             usage_seen: false,
             dropped: Tokens::ZERO,
             bytes: 0,
@@ -167,6 +170,11 @@ impl Watcher {
             Some(usage) => (usage, true),
             None => (Usage { prompt: self.wishes.prompt, completion, cached: Tokens::ZERO }, false),
         }
+    }
+
+    /// What the server said of the input, whether or not it can be true.
+    pub const fn told(&self) -> Option<ToldInput> {
+        self.told
     }
 
     fn any_cut(&self) -> bool {
@@ -313,6 +321,7 @@ impl Watcher {
         let believed = believable(Some(text), expected);
         // With usage on every event the last one counts.
         self.usage = believed.or(self.usage);
+        self.told = ToldInput::read(Some(text)).or(self.told);
         ((believed.is_none() || self.any_cut()) && text != "null").then(|| self.usage().0.json())
     }
 

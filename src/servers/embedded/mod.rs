@@ -18,7 +18,7 @@ mod tests;
 #[cfg(test)]
 mod tiny;
 
-use super::{Answer, Call, CallError, Later, ModelServer, Route};
+use super::{Answer, Call, CallError, Later, ModelServer, Route, Told};
 use crate::{
     ids::{ModelName, ServerId},
     snapshot::{Capacity, Health, Load, ServedModel, ServerKind, ServerState},
@@ -200,6 +200,7 @@ impl ModelServer for Embedded {
                 max_running: Some(self.max_running),
             },
             version: Some(env!("CARGO_PKG_VERSION").to_owned()),
+            reported: std::collections::BTreeMap::new(),
             read_at: Some(Instant::now()),
         }))
     }
@@ -216,6 +217,11 @@ impl ModelServer for Embedded {
             return Box::pin(std::future::ready(count()));
         }
         Box::pin(async move { tokio::task::spawn_blocking(count).await.ok().flatten() })
+    }
+
+    fn count_told(&self, route: Route, body: Bytes) -> Later<'_, Told> {
+        // It counts whatever it would answer.
+        Box::pin(async move { self.count(route, body).await.map_or(Told::Refused, Told::Tokens) })
     }
 }
 

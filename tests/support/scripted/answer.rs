@@ -1,6 +1,6 @@
 //! What the scripted server answers: a good answer, bent as the behaviour says.
 
-use super::{Behaviour, HUGE_BYTES, SMUGGLED, TOKENS};
+use super::{Behaviour, HUGE_BYTES, SMUGGLED, TOKENS, Teller};
 use serde_json::{Value, json};
 use std::{future::pending, io, time::Duration};
 use tokio::{io::AsyncWriteExt, net::tcp::OwnedWriteHalf, sync::watch, time::sleep};
@@ -22,6 +22,7 @@ pub(super) struct Asked {
     wants_usage: bool,
     model: String,
     prompt: String,
+    input: i64,
     limit: usize,
 }
 
@@ -42,8 +43,8 @@ struct Bend {
 // === impl Asked ===
 
 impl Asked {
-    pub fn new(line: &str, body: &[u8], model: &str) -> Self {
-        let body: Value = serde_json::from_slice(body).unwrap_or_default();
+    pub fn new(line: &str, bytes: &[u8], model: &str, count: Option<&Teller>) -> Self {
+        let body: Value = serde_json::from_slice(bytes).unwrap_or_default();
         let last = body["messages"].as_array().and_then(|list| list.last());
         let prompt = last.map_or(&body["prompt"], |message| &message["content"]);
         let limit = body["max_completion_tokens"].as_u64().or(body["max_tokens"].as_u64());
@@ -52,6 +53,10 @@ impl Asked {
             stream: body["stream"] == true,
             wants_usage: body["stream_options"]["include_usage"] == true,
             model: model.to_owned(),
+            input: match count {
+                Some(count) => count(bytes).unwrap_or_default() as i64,
+                None => prompt.as_str().unwrap_or_default().len() as i64,
+            },
             prompt: prompt.as_str().unwrap_or_default().to_owned(),
             limit: limit.map_or(usize::MAX, |limit| limit as usize),
         }
@@ -162,7 +167,7 @@ impl Asked {
     }
 
     fn good_of(&self, tokens: usize) -> Bend {
-        let usage = usage(self.prompt.len() as i64, tokens as i64);
+        let usage = usage(self.input, tokens as i64);
         let interval = Duration::ZERO;
         let usage = (self.wants_usage || !self.stream).then_some(usage);
         Bend {

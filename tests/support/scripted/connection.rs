@@ -1,7 +1,7 @@
 //! One connection: requests in, answers out, and an eye on the peer.
 
 use super::{
-    Behaviour, Script,
+    Behaviour, Says, Script,
     answer::{Asked, Then, response},
     hits::{Hits, Open, Seen},
 };
@@ -19,7 +19,7 @@ use tokio::{
 pub(super) async fn accept(
     listener: TcpListener,
     script: Arc<Script>,
-    behaves: watch::Receiver<Behaviour>,
+    (behaves, says): (watch::Receiver<Behaviour>, watch::Receiver<Says>),
     hits: Arc<Hits>,
 ) {
     // Dropped with this task, and its connections with it.
@@ -27,10 +27,11 @@ pub(super) async fn accept(
     loop {
         let Ok((stream, _)) = listener.accept().await else { return };
         while connections.try_join_next().is_some() {}
-        let (script, behaves, hits) = (Arc::clone(&script), behaves.clone(), Arc::clone(&hits));
+        let (script, hits) = (Arc::clone(&script), Arc::clone(&hits));
+        let (behaves, says) = (behaves.clone(), says.clone());
         connections.spawn(async move {
             // A peer that leaves is recorded where it is noticed.
-            let _ = connection(stream, &script, &behaves, &hits).await;
+            let _ = connection(stream, &script, (&behaves, &says), &hits).await;
         });
     }
 }
@@ -38,7 +39,7 @@ pub(super) async fn accept(
 async fn connection(
     stream: TcpStream,
     script: &Script,
-    behaves: &watch::Receiver<Behaviour>,
+    (behaves, says): (&watch::Receiver<Behaviour>, &watch::Receiver<Says>),
     hits: &Hits,
 ) -> io::Result<()> {
     stream.set_nodelay(true)?;
@@ -47,10 +48,11 @@ async fn connection(
     while let Some(request) = read_request(&mut read, &mut buffer).await? {
         let closes = contains(request.head.to_ascii_lowercase().as_bytes(), "connection: close");
         let line = request.head.lines().next().unwrap_or_default().to_owned();
-        if !line.starts_with("POST /v1/") {
-            write.write_all(&fixed_page(&line, script)).await?;
+        let says = says.borrow().clone();
+        if !line.starts_with("POST /v1/") || line.contains("/render ") {
+            write.write_all(&fixed_page(&line, &request.body, script, &says)).await?;
         } else {
-            let asked = Asked::new(&line, &request.body, &script.model);
+            let asked = Asked::new(&line, &request.body, &script.model, says.usage.as_ref());
             let open = Open::new(hits, request);
             let behaviour = behaves.borrow().clone();
             let then = tokio::select! {
@@ -150,13 +152,24 @@ async fn take_line(read: &mut OwnedReadHalf, buffer: &mut Vec<u8>) -> io::Result
 }
 
 /// Pages that never misbehave.
-fn fixed_page(line: &str, script: &Script) -> Vec<u8> {
+fn fixed_page(line: &str, body: &[u8], script: &Script, says: &Says) -> Vec<u8> {
     let model = &script.model;
     match (line.split(' ').nth(1).unwrap_or_default(), script.kv_tokens) {
+        ("/health", _) if says.down => response(503, "text/plain", ""),
+        ("/tokenize", _) if says.endpoint.is_some() => {
+            match says.endpoint.as_ref().and_then(|count| count(body)) {
+                Some(count) => {
+                    response(200, "application/json", &json!({ "count": count }).to_string())
+                }
+                None => response(400, "application/json", r#"{"error":{"message":"refused"}}"#),
+            }
+        }
         ("/health", _) => response(200, "text/plain", ""),
         ("/version", _) => response(200, "application/json", r#"{"version":"0.0.0-scripted"}"#),
         ("/v1/models", _) => {
-            let card = json!({ "id": model, "object": "model", "max_model_len": 32_768 });
+            let root = &says.root;
+            let card =
+                json!({ "id": model, "object": "model", "max_model_len": 32_768, "root": root });
             let body = json!({ "object": "list", "data": [card] }).to_string();
             response(200, "application/json", &body)
         }

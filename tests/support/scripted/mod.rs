@@ -95,6 +95,22 @@ pub struct Script {
     pub kv_tokens: Option<u64>,
 }
 
+/// Counts the input of a request body; `None` refuses it.
+pub type Teller = Arc<dyn Fn(&[u8]) -> Option<u64> + Send + Sync>;
+
+/// What it says of itself beside its answers. Nothing of it is true unless the test makes it so.
+#[derive(Clone, Default)]
+pub struct Says {
+    /// Input tokens in its usage; the bytes of the last message without it.
+    pub usage: Option<Teller>,
+    /// What `/tokenize` answers; without it there is no such page.
+    pub endpoint: Option<Teller>,
+    /// Where the model's files are.
+    pub root: Option<String>,
+    /// Its health page says that it is dead.
+    pub down: bool,
+}
+
 /// A running server; it stops when dropped.
 #[derive(Debug)]
 pub struct Scripted {
@@ -103,6 +119,7 @@ pub struct Scripted {
     /// What it has seen.
     pub hits: Arc<Hits>,
     behaviour: watch::Sender<Behaviour>,
+    says: watch::Sender<Says>,
     task: JoinHandle<()>,
     /// Keeps the port of one that refuses connections.
     _held: Option<TcpSocket>,
@@ -137,28 +154,42 @@ impl Scripted {
         let hits = Arc::new(Hits::default());
         let refuses = matches!(script.behaviour, Behaviour::RefuseConnection);
         let (behaviour, behaves) = watch::channel(script.behaviour.clone());
+        let (says, said) = watch::channel(Says::default());
         let socket = TcpSocket::new_v4().unwrap();
         socket.bind(SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
         let addr = socket.local_addr().unwrap();
         if refuses {
             // Bound but not listening: the kernel refuses, and nobody else can take the port.
             let task = tokio::spawn(pending());
-            return Self { addr, hits, behaviour, task, _held: Some(socket) };
+            return Self { addr, hits, behaviour, says, task, _held: Some(socket) };
         }
         let listener = socket.listen(1024).unwrap();
         let task = tokio::spawn(connection::accept(
             listener,
             Arc::new(script),
-            behaves,
+            (behaves, said),
             Arc::clone(&hits),
         ));
-        Self { addr, hits, behaviour, task, _held: None }
+        Self { addr, hits, behaviour, says, task, _held: None }
     }
 
     /// Changes what it does with the requests to come. It cannot begin to refuse connections.
     pub fn behave(&self, behaviour: Behaviour) {
         assert!(!matches!(behaviour, Behaviour::RefuseConnection), "only from the start");
         self.behaviour.send_replace(behaviour);
+    }
+}
+
+impl Scripted {
+    /// Changes what it says of itself.
+    pub fn say(&self, says: Says) {
+        self.says.send_replace(says);
+    }
+}
+
+impl std::fmt::Debug for Says {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Says").field("down", &self.down).finish_non_exhaustive()
     }
 }
 

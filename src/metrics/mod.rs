@@ -3,7 +3,11 @@
 use crate::{
     error::{Class, Reason},
     ids::{ModelName, Tier},
-    pipeline::{dispatch::ServerView, record::Ended},
+    pipeline::{
+        dispatch::ServerView,
+        record::Ended,
+        trust::{book::Key, pair::Pair},
+    },
     snapshot::GpuPlane,
     units::Tokens,
 };
@@ -20,7 +24,7 @@ use prometheus_client::{
     registry::{Registry, Unit},
 };
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::BTreeMap,
     sync::{
         Mutex, PoisonError,
         atomic::{AtomicI64, AtomicU64},
@@ -29,8 +33,37 @@ use std::{
 };
 use tokio::time::Instant;
 
+/// Registers a family and hands it back.
+macro_rules! family {
+    ($registry:expr, $name:literal, $help:literal) => {{
+        let family = Family::default();
+        $registry.register($name, $help, family.clone());
+        family
+    }};
+    ($registry:expr, $name:literal, $help:literal, $unit:expr) => {{
+        let family = Family::default();
+        $registry.register_with_unit($name, $help, $unit, family.clone());
+        family
+    }};
+}
+
+macro_rules! histograms {
+    ($registry:expr, $name:literal, $help:literal, $bounds:expr) => {{
+        let family = Family::new_with_constructor(Bounds($bounds));
+        $registry.register_with_unit($name, $help, Unit::Seconds, family.clone());
+        family
+    }};
+}
+
+mod counting;
+mod gauges;
+mod older;
 #[cfg(test)]
 mod tests;
+
+pub use older::older_text;
+
+use counting::Counting;
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct RequestLabels {
@@ -152,6 +185,7 @@ pub struct Metrics {
     input: Family<ModelTier, Counter>,
     output: Family<ModelTier, Counter>,
     counts: Family<CountLabels, Counter>,
+    counting: Counting,
     failures: Family<ServerCause, Counter>,
     server_up: Family<ServerLabel, IntGauge>,
     server_usable: Family<ServerLabel, IntGauge>,
@@ -176,28 +210,6 @@ impl Default for Metrics {
     fn default() -> Self {
         Self::new()
     }
-}
-
-/// Registers a family and hands it back.
-macro_rules! family {
-    ($registry:expr, $name:literal, $help:literal) => {{
-        let family = Family::default();
-        $registry.register($name, $help, family.clone());
-        family
-    }};
-    ($registry:expr, $name:literal, $help:literal, $unit:expr) => {{
-        let family = Family::default();
-        $registry.register_with_unit($name, $help, $unit, family.clone());
-        family
-    }};
-}
-
-macro_rules! histograms {
-    ($registry:expr, $name:literal, $help:literal, $bounds:expr) => {{
-        let family = Family::new_with_constructor(Bounds($bounds));
-        $registry.register_with_unit($name, $help, Unit::Seconds, family.clone());
-        family
-    }};
 }
 
 impl Metrics {
@@ -245,6 +257,7 @@ impl Metrics {
                 "token_count_checks",
                 "Our input count beside the server's usage, by where ours came from"
             ),
+            counting: Counting::new(&mut r),
             failures: family!(r, "server_failures", "Attempts that a server failed, by cause"),
             server_up: family!(r, "server_up", "1 when the server's own health says it is ready"),
             server_usable: family!(
@@ -377,6 +390,17 @@ impl Metrics {
         servers: &[ServerView],
         gpus: &GpuPlane,
     ) -> String {
+        self.page_with(waiting, servers, &[], gpus)
+    }
+
+    /// As [`Metrics::page`], with what our own token counts are worth.
+    pub fn page_with(
+        &self,
+        waiting: &BTreeMap<Tier, usize>,
+        servers: &[ServerView],
+        counts: &[(Key, Pair)],
+        gpus: &GpuPlane,
+    ) -> String {
         let _alone = self.page.lock().unwrap_or_else(PoisonError::into_inner);
         self.uptime.set(self.started.elapsed().as_secs_f64());
         for (tier, count) in waiting {
@@ -384,113 +408,11 @@ impl Metrics {
             self.queue_depth.get_or_create(&labels).set(i64::try_from(*count).unwrap_or(i64::MAX));
         }
         self.set_servers(servers);
+        self.counting.set_states(counts.iter());
         self.set_gpus(gpus);
         let mut text = String::with_capacity(16 * 1024);
         // Writing to a string cannot fail.
         let _ = encode(&mut text, &self.registry);
         text
     }
-
-    fn set_servers(&self, servers: &[ServerView]) {
-        let int = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
-        // Servers that left must not stay on the page with their last values.
-        for family in [&self.server_up, &self.server_usable, &self.server_breaker] {
-            family.clear();
-        }
-        for family in [&self.server_placed, &self.server_placed_tokens, &self.server_capacity] {
-            family.clear();
-        }
-        for family in [&self.server_running, &self.server_waiting] {
-            family.clear();
-        }
-        self.server_kv.clear();
-        self.server_age.clear();
-        self.running.set(servers.iter().map(|view| i64::from(view.placed)).sum());
-        for view in servers {
-            let labels = ServerLabel { server: view.state.id.to_string() };
-            let up = view.state.health == crate::snapshot::Health::Up;
-            self.server_up.get_or_create(&labels).set(i64::from(up));
-            self.server_usable.get_or_create(&labels).set(i64::from(view.usable));
-            self.server_breaker.get_or_create(&labels).set(i64::from(view.breaker_open));
-            self.server_placed.get_or_create(&labels).set(i64::from(view.placed));
-            self.server_placed_tokens.get_or_create(&labels).set(int(view.placed_tokens.get()));
-            if let Some(tokens) = view.state.capacity.kv_tokens {
-                self.server_capacity.get_or_create(&labels).set(int(tokens.get()));
-            }
-            if let Some(running) = view.state.load.running {
-                self.server_running.get_or_create(&labels).set(i64::from(running));
-            }
-            if let Some(waiting) = view.state.load.waiting {
-                self.server_waiting.get_or_create(&labels).set(i64::from(waiting));
-            }
-            if let Some(ratio) = view.state.load.kv_used_ratio {
-                self.server_kv.get_or_create(&labels).set(ratio);
-            }
-            if let Some(at) = view.state.read_at {
-                self.server_age.get_or_create(&labels).set(at.elapsed().as_secs_f64());
-            }
-        }
-    }
-
-    fn set_gpus(&self, plane: &GpuPlane) {
-        for family in [&self.gpu_memory_used, &self.gpu_memory_total, &self.gpu_processes] {
-            family.clear();
-        }
-        for family in [&self.gpu_utilisation, &self.gpu_power, &self.gpu_temperature] {
-            family.clear();
-        }
-        self.gpu_age.0.set(f64::NAN);
-        let GpuPlane::Driver(driver) = plane else { return };
-        self.gpu_age.0.set(driver.read_at.elapsed().as_secs_f64());
-        for gpu in &driver.gpus {
-            let labels =
-                GpuLabels { gpu: gpu.id.to_string(), index: gpu.index, name: gpu.name.clone() };
-            let int = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
-            if let Some(bytes) = gpu.memory_used {
-                self.gpu_memory_used.get_or_create(&labels).set(int(bytes.get()));
-            }
-            if let Some(bytes) = gpu.memory_total {
-                self.gpu_memory_total.get_or_create(&labels).set(int(bytes.get()));
-            }
-            if let Some(percent) = gpu.utilisation_percent {
-                self.gpu_utilisation.get_or_create(&labels).set(f64::from(percent) / 100.0);
-            }
-            if let Some(watts) = gpu.power_w {
-                self.gpu_power.get_or_create(&labels).set(watts);
-            }
-            if let Some(celsius) = gpu.temperature_c {
-                self.gpu_temperature.get_or_create(&labels).set(f64::from(celsius));
-            }
-            if let Some(processes) = &gpu.processes {
-                let count = i64::try_from(processes.len()).unwrap_or(i64::MAX);
-                self.gpu_processes.get_or_create(&labels).set(count);
-            }
-        }
-    }
-}
-
-/// The page in the older text format (0.0.4), for readers that do not ask for OpenMetrics: there a
-/// counter's family carries its suffix, and there are no units, infos or end mark.
-pub fn older_text(page: &str) -> String {
-    let types: HashMap<&str, &str> =
-        page.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split_once(' ')).collect();
-    let mut text = String::with_capacity(page.len());
-    for line in page.lines() {
-        let comment = line.strip_prefix("# ").map(|rest| rest.splitn(3, ' ').collect::<Vec<_>>());
-        match comment.as_deref() {
-            None => text.push_str(line),
-            Some([word @ ("HELP" | "TYPE"), name, rest]) => {
-                let (suffix, kind) = match types.get(name) {
-                    Some(&"counter") => ("_total", "counter"),
-                    Some(&"info") => ("_info", "gauge"),
-                    other => ("", other.copied().unwrap_or("untyped")),
-                };
-                let rest = if *word == "TYPE" { kind } else { rest };
-                text.push_str(&format!("# {word} {name}{suffix} {rest}"));
-            }
-            Some(_) => continue,
-        }
-        text.push('\n');
-    }
-    text
 }

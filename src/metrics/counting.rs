@@ -1,0 +1,110 @@
+//! How input is counted: how long that takes, and what our own counts are worth.
+
+use super::{Bounds, Histograms, IntGauge};
+use crate::{
+    ids::{ModelName, ServerId},
+    pipeline::trust::{
+        book::Key,
+        pair::{Pair, Standing},
+    },
+};
+use prometheus_client::{
+    encoding::EncodeLabelSet,
+    metrics::{counter::Counter, family::Family},
+    registry::{Registry, Unit},
+};
+use std::time::Duration;
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Source {
+    source: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OnServer {
+    model: String,
+    server: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct InState {
+    model: String,
+    server: String,
+    state: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Probed {
+    model: String,
+    server: String,
+    result: &'static str,
+}
+
+/// Seconds of one count: from a few messages in memory to a server that is asked.
+const COUNT_BOUNDS: &[f64] = &[
+    0.000_01, 0.000_02, 0.000_05, 0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05,
+    0.1, 0.2, 0.5, 1.0, 2.0,
+];
+
+/// The families.
+#[derive(Debug)]
+pub(super) struct Counting {
+    seconds: Histograms<Source>,
+    drifts: Family<OnServer, Counter>,
+    probes: Family<Probed, Counter>,
+    state: Family<InState, IntGauge>,
+}
+
+impl Counting {
+    pub(super) fn new(r: &mut Registry) -> Self {
+        Self {
+            seconds: histograms!(
+                r,
+                "token_count",
+                "Time to count one request's input, by where the count came from",
+                COUNT_BOUNDS
+            ),
+            drifts: family!(r, "token_count_drifts", "Exact counts that an answer contradicted"),
+            probes: family!(
+                r,
+                "token_count_probes",
+                "Rounds of counts that were asked of the server, by what came of them"
+            ),
+            state: family!(r, "token_count_state", "1 at what our own count is worth now"),
+        }
+    }
+
+    pub(super) fn set_states<'a>(&self, pairs: impl Iterator<Item = &'a (Key, Pair)>) {
+        // Pairs that are gone must not stay on the page.
+        self.state.clear();
+        for ((model, server), pair) in pairs {
+            for standing in Standing::ALL {
+                let labels = InState {
+                    model: model.to_string(),
+                    server: server.to_string(),
+                    state: standing.as_str(),
+                };
+                self.state.get_or_create(&labels).set(i64::from(pair.standing == standing));
+            }
+        }
+    }
+}
+
+impl super::Metrics {
+    /// A request's input was counted, and that took this long.
+    pub fn counted(&self, source: &'static str, took: Duration) {
+        self.counting.seconds.get_or_create(&Source { source }).observe(took.as_secs_f64());
+    }
+
+    /// An exact count was contradicted.
+    pub fn count_drifted(&self, model: &str, server: &str) {
+        let labels = OnServer { model: model.to_owned(), server: server.to_owned() };
+        self.counting.drifts.get_or_create(&labels).inc();
+    }
+
+    /// A round of probes ended.
+    pub fn count_probed(&self, model: &ModelName, server: &ServerId, result: &'static str) {
+        let (model, server) = (model.to_string(), server.to_string());
+        self.counting.probes.get_or_create(&Probed { model, server, result }).inc();
+    }
+}
