@@ -19,6 +19,7 @@ mod gguf_tokens;
 mod gguf_vocab;
 mod jinja;
 mod messages;
+mod other_apis;
 mod profile;
 mod python;
 mod template;
