@@ -11,7 +11,7 @@ use super::{
     watch::Wishes,
 };
 use crate::{
-    api::{FieldLimits, Request, Route, fields, outgoing},
+    api::{FieldLimits, Request, Route, fields, outgoing, shapes::Weight},
     config::{self, Tenant},
     error::{Reason, Refusal},
     ids::ModelName,
@@ -24,7 +24,7 @@ use std::sync::Arc;
 use tokio::sync::OwnedSemaphorePermit;
 
 /// Bodies up to this size are studied in place: it takes less than handing them over would.
-const INLINE_MAX: usize = 32 * 1024;
+pub(super) const INLINE_MAX: usize = 32 * 1024;
 
 /// A request that is understood.
 #[derive(Debug)]
@@ -67,17 +67,36 @@ impl Broker {
         if body.len() <= INLINE_MAX {
             return self.study_here(live, tenant, route, &body);
         }
+        self.in_turn(room, || {
+            let (broker, live, tenant) = (Arc::clone(self), Arc::clone(live), Arc::clone(tenant));
+            move || {
+                // Moved in, so that it is gone before its room is given back.
+                let body = body;
+                broker.study_here(&live, &tenant, route, &body)
+            }
+        })
+        .await
+    }
+
+    /// Does CPU work on the compute threads. It is made when one of them is free; the room of the body that
+    /// it works on is given back behind it.
+    pub(super) async fn in_turn<T: Send + 'static, W>(
+        &self,
+        room: OwnedSemaphorePermit,
+        make: impl FnOnce() -> W,
+    ) -> Result<T, Refusal>
+    where
+        W: FnOnce() -> Result<T, Refusal> + Send + 'static,
+    {
         // The pool's own queue has no bound and nobody can leave it, so it is never used as one.
         let turn = Arc::clone(&self.compute).acquire_owned().await;
         let turn = turn.map_err(|error| Refusal::new(Reason::Internal, error.to_string()))?;
-        let (broker, live, tenant) = (Arc::clone(self), Arc::clone(live), Arc::clone(tenant));
-        let work = move || {
+        let work = make();
+        let held = move || {
             let _held = (turn, room);
-            // Moved in, so that it is gone before its room is given back.
-            let body = body;
-            broker.study_here(&live, &tenant, route, &body)
+            work()
         };
-        tokio::task::spawn_blocking(work)
+        tokio::task::spawn_blocking(held)
             .await
             .unwrap_or_else(|error| Err(Refusal::new(Reason::Internal, error.to_string())))
     }
@@ -113,7 +132,7 @@ impl Broker {
         })
     }
 
-    fn authorise(&self, tenant: &Tenant, model: &ModelName) -> Result<Entry, Refusal> {
+    pub(super) fn authorise(&self, tenant: &Tenant, model: &ModelName) -> Result<Entry, Refusal> {
         let catalog = self.dispatch.catalog();
         let Some(entry) = catalog.find(model) else {
             let asked: String = model.as_str().chars().take(100).collect();
@@ -154,20 +173,26 @@ fn sure_input(counted: Counted) -> Tokens {
 }
 
 /// Bytes of what a tokenizer would see: messages and tools, prompts or inputs. Images and sounds in
-/// content parts are not text, however many bytes they have.
+/// content parts are not text, however many bytes they have; an image counts what one is estimated at.
 fn text_bytes(request: &Request<'_>) -> usize {
     let size = |field: &str| request.fields.get(field).map_or(0, |value| value.get().len());
-    let media = || -> usize {
+    let media = || -> Weight {
         let messages = fields::objects(&request.fields, "messages").ok().flatten();
         let messages = messages.into_iter().flatten();
         let parts =
             messages.filter_map(|message| fields::objects(&message, "content").ok().flatten());
-        let other = parts.flatten().filter(|part| part.get("text").is_none());
-        other.flat_map(|part| part.0).map(|(_, value)| value.get().len()).sum()
+        let mut media = Weight::default();
+        for part in parts.flatten().filter(|part| part.get("text").is_none()) {
+            media.text_bytes += part.0.iter().map(|(_, value)| value.get().len()).sum::<usize>();
+            media.images += u64::from(part.0.iter().any(|(key, _)| key.starts_with("image")));
+        }
+        media
     };
     match request.route {
         Route::Chat => {
-            (size("messages") + size("tools") + size("functions")).saturating_sub(media())
+            let (all, media) = (size("messages") + size("tools") + size("functions"), media());
+            let text_bytes = all.saturating_sub(media.text_bytes);
+            Weight { text_bytes, images: media.images }.bytes()
         }
         Route::Completions => size("prompt"),
         Route::Embeddings => size("input"),

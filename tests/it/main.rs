@@ -30,5 +30,6 @@ mod scripted;
 mod service;
 mod simulate;
 mod streams;
+mod tokenize;
 mod trailing;
 mod vocabularies;
