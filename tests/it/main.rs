@@ -31,5 +31,6 @@ mod service;
 mod simulate;
 mod streams;
 mod tokenize;
+mod tokens_command;
 mod trailing;
 mod vocabularies;
