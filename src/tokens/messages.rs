@@ -80,8 +80,7 @@ pub(super) fn prepare(
     let ending = end(rules, &mut messages, sent.last(), continued)?;
     match &ending {
         Ending::Cut => add_generation_prompt = false,
-        // An answer begun with nothing is not begun.
-        Ending::Text(text) => add_generation_prompt = !text.is_empty(),
+        Ending::Text(_) => add_generation_prompt = sent.last().is_some_and(is_begun),
         Ending::Apart(_) => add_generation_prompt = true,
         Ending::Nothing => {}
     }
@@ -298,9 +297,26 @@ fn end(
             Ok(Ending::Nothing)
         }
         LastAssistant::Prefill => {
-            messages.pop();
+            let last = messages.pop();
+            if last.is_some_and(|last| last.get("reasoning_content").is_some_and(is_told)) {
+                // The server writes the marks of the template's reasoning around it, as it learnt them.
+                let told = "an answer with reasoning is continued by the server alone";
+                return Err(CountError::NotAvailable(told.into()));
+            }
             prefill(rules, sent_last.and_then(|last| last.get("content"))).map(Ending::Text)
         }
+    }
+}
+
+fn is_told(value: &Value) -> bool {
+    value.as_str().is_some_and(|text| !text.is_empty())
+}
+
+/// An answer begun with nothing is not begun; one part of nothing is a beginning.
+fn is_begun(last: &Value) -> bool {
+    match last.get("content") {
+        Some(Value::Array(parts)) => !parts.is_empty(),
+        content => content.is_some_and(is_told),
     }
 }
 
@@ -503,6 +519,23 @@ mod tests {
             {"role": "user", "content": "hi"}, {"role": "assistant", "content": ""}]});
         let llama = prepared(ServerKind::LlamaCpp, body);
         assert_eq!((llama.messages.len(), llama.add_generation_prompt), (1, false));
+    }
+
+    /// The real server opens the answer for a list with an empty part: seen as three tokens too few.
+    #[test]
+    fn an_answer_begun_with_an_empty_part_is_begun() {
+        let begun = |content: Value| {
+            let body = json!({"messages": [
+                {"role": "user", "content": "hi"}, {"role": "assistant", "content": content}]});
+            prepared(ServerKind::LlamaCpp, body).add_generation_prompt
+        };
+        assert!(begun(json!([{"type": "text", "text": ""}])));
+        assert!(!begun(json!([])) && !begun(json!(null)));
+        let thought = json!({"messages": [{"role": "user", "content": "hi"},
+            {"role": "assistant", "content": "a", "reasoning_content": "hm"}]});
+        let profile = Profile::of(ServerKind::LlamaCpp);
+        let refused = prepare(&profile, Wants::default(), thought.as_object().unwrap());
+        assert!(matches!(refused, Err(CountError::NotAvailable(_))));
     }
 
     #[test]
