@@ -26,10 +26,15 @@ pub(super) fn chat(
     }
     let mut chat = Map::new();
     chat.insert("messages".to_owned(), messages.into_iter().map(Value::Object).collect());
-    // Of a definition it keeps what its template is given: these three.
+    // Of a definition it keeps these three, and writes out what is missing.
     let tools = functions(tools, |tool| {
+        let text = |name: &str| present(tool, name).and_then(Value::as_str).unwrap_or_default();
         let mut function = Map::new();
-        super::super::carry(tool, &mut function, &["name", "description", "parameters"]);
+        function.insert("name".to_owned(), text("name").into());
+        function.insert("description".to_owned(), text("description").into());
+        let parameters = present(tool, "parameters").cloned();
+        let parameters = parameters.unwrap_or_else(|| Value::Object(Map::new()));
+        function.insert("parameters".to_owned(), parameters);
         function
     })?;
     if !tools.is_empty() {
