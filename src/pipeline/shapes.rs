@@ -36,6 +36,8 @@ pub struct Shaped {
     pub local: Option<Result<Tokens, CountError>>,
     /// Bytes for an estimate.
     pub weight: usize,
+    /// The body for a server's counting endpoint, where that may be needed.
+    pub outgoing: Option<(Route, Bytes)>,
 }
 
 /// A count with why it is no better than it is.
@@ -49,13 +51,14 @@ pub struct Told {
 
 impl Shaped {
     /// Turns and counts a body. `kind` is that of the server that would be asked, for a model without
-    /// files here.
+    /// files here, and `model` the name that it knows. All of it is CPU work.
     ///
     /// # Errors
     /// What the caller must mend.
     pub fn of(
         shape: Shape,
         kind: ServerKind,
+        model: &str,
         counter: Option<&Counter>,
         body: &Map<String, Value>,
     ) -> Result<Self, Refusal> {
@@ -72,27 +75,32 @@ impl Shaped {
             Ok(plain) => counter.count_plain(plain),
             Err(told) => Err(CountError::NotAvailable(told.clone())),
         });
-        Ok(Self { weight: weight(&plain, body), plain, local })
+        let weight = weight(&plain, body);
+        Self { plain, local, weight, outgoing: None }.with_outgoing(model)
+    }
+
+    /// Writes the body for the server, unless the count is here already. It is checked as any other that a
+    /// server is sent: it may hold no link that the server would follow.
+    ///
+    /// # Errors
+    /// What no server may be sent.
+    pub fn with_outgoing(mut self, model: &str) -> Result<Self, Refusal> {
+        if let (Ok(Plain::Request(route, body)), None | Some(Err(_))) = (&self.plain, &self.local) {
+            self.outgoing = Some((*route, outgoing(*route, body, model)?));
+        }
+        Ok(self)
     }
 
     /// The count: ours, else the server's where it is asked with a body that it knows, else an estimate.
-    /// `model` is the name that the server knows.
     ///
     /// # Errors
-    /// The template refuses the conversation, or the request holds what no server may be sent.
-    pub async fn count(
-        &self,
-        server: Option<Arc<dyn ModelServer>>,
-        model: &str,
-    ) -> Result<Told, Refusal> {
-        let local = self.local.as_ref();
-        let (server, route, outgoing) = match (&self.plain, local, server) {
-            (_, Some(Ok(_)), _) => (None, Route::Chat, Bytes::new()),
-            (Ok(Plain::Request(route, body)), _, server) => {
-                (server, *route, outgoing(*route, body, model)?)
-            }
-            _ => (None, Route::Chat, Bytes::new()),
+    /// The template refuses the conversation.
+    pub async fn count(&self, server: Option<Arc<dyn ModelServer>>) -> Result<Told, Refusal> {
+        let (server, route, outgoing) = match &self.outgoing {
+            Some((route, body)) => (server, *route, body.clone()),
+            None => (None, Route::Chat, Bytes::new()),
         };
+        let local = self.local.as_ref();
         let counted = count::count(local, server, route, self.weight, &outgoing).await?;
         let reason = (counted.source != Source::Exact).then(|| self.reason(counted.source));
         Ok(Told { counted, reason })
@@ -111,8 +119,6 @@ impl Shaped {
     }
 }
 
-/// The body for a server's counting endpoint, checked as any other that a server is sent: it may hold no
-/// link that the server would follow.
 fn outgoing(route: Route, body: &Map<String, Value>, model: &str) -> Result<Bytes, Refusal> {
     let mut body = body.clone();
     body.insert("model".to_owned(), model.into());

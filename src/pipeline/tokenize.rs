@@ -29,7 +29,10 @@ use crate::{
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Response, header::CONTENT_TYPE};
 use serde::Serialize;
-use serde_json::{Map, Value};
+use serde_json::{
+    Map, Value,
+    value::{RawValue, to_raw_value},
+};
 use std::sync::Arc;
 
 /// A route that only counts.
@@ -49,11 +52,17 @@ struct Studied {
     ids: Option<Ids>,
 }
 
-/// Token ids for an answer, and their words where those were asked for.
+/// Token ids for an answer, and their words where those were asked for: written out already, since they
+/// may be megabytes.
 struct Ids {
-    ids: Vec<u32>,
-    texts: Option<Vec<String>>,
+    ids: Box<RawValue>,
+    texts: Option<Box<RawValue>>,
 }
+
+/// Ids in one answer: more than any context window.
+const IDS_MAX: usize = 1 << 20;
+/// Words in one answer; each takes several times the memory of an id.
+const WORDS_MAX: usize = 1 << 18;
 
 /// vLLM's answer, and where the count came from. Without the model's files there are no ids: `tokens` is
 /// null then.
@@ -61,8 +70,8 @@ struct Ids {
 struct Tokenized<'a> {
     count: u64,
     max_model_len: Option<u64>,
-    tokens: Option<&'a [u32]>,
-    token_strs: Option<&'a [String]>,
+    tokens: Option<&'a RawValue>,
+    token_strs: Option<&'a RawValue>,
     source: &'static str,
 }
 
@@ -162,7 +171,7 @@ impl Broker {
         };
         record.model = Some(studied.entry.model.clone());
         let server = self.dispatch.counter_for(&studied.entry.model);
-        let told = studied.shaped.count(server, studied.entry.model.as_str()).await?;
+        let told = studied.shaped.count(server).await?;
         record.counted = Some(told.counted);
         if let Some(reason) = told.reason {
             tracing::debug!(reason, "counted without the model's files");
@@ -197,12 +206,11 @@ impl Broker {
         let (shaped, ids) = match what {
             Counting::Messages => {
                 let kind = kind().unwrap_or(ServerKind::OpenAi);
-                (Shaped::of(Shape::Messages, kind, counter.as_deref(), &body)?, None)
+                let (name, counter) = (entry.model.as_str(), counter.as_deref());
+                (Shaped::of(Shape::Messages, kind, name, counter, &body)?, None)
             }
             Counting::Tokenize => {
-                let ask = Tokenize::read(body)?;
-                let (shaped, ids) = ask.study(counter.as_deref())?;
-                (shaped, ids)
+                Tokenize::read(body)?.study(entry.model.as_str(), counter.as_deref())?
             }
         };
         Ok(Studied { entry, counter, shaped, ids })
@@ -226,7 +234,7 @@ impl Studied {
                 serde_json::to_string(&Tokenized {
                     count: counted.tokens.get(),
                     max_model_len: self.entry.context_window.or_else(of_files).map(Tokens::get),
-                    tokens: self.ids.as_ref().map(|ids| ids.ids.as_slice()),
+                    tokens: self.ids.as_ref().map(|ids| &*ids.ids),
                     token_strs: self.ids.as_ref().and_then(|ids| ids.texts.as_deref()),
                     source: counted.source.as_str(),
                 })
@@ -307,7 +315,11 @@ impl Tokenize {
     }
 
     /// Counts by making the ids, which the answer holds.
-    fn study(self, counter: Option<&Counter>) -> Result<(Shaped, Option<Ids>), Refusal> {
+    fn study(
+        self,
+        model: &str,
+        counter: Option<&Counter>,
+    ) -> Result<(Shaped, Option<Ids>), Refusal> {
         let Plain::Request(route, body) = &self.plain else {
             return Err(Refusal::new(Reason::Internal, "a request was expected"));
         };
@@ -324,16 +336,31 @@ impl Tokenize {
             Ok(ids) => Ok(Tokens(ids.len() as u64)),
             Err(error) => Err(error.clone()),
         });
-        let ids = made.and_then(Result::ok).map(|ids| {
-            let texts =
-                self.words.then(|| counter.map(|counter| counter.files().token_texts(&ids)));
-            Ids { ids, texts: texts.flatten() }
-        });
+        let ids = match (made, counter) {
+            (Some(Ok(ids)), Some(counter)) => Some(self.written(&ids, counter)?),
+            _ => None,
+        };
         let weight = body.values().map(|value| api::weigh(value).bytes()).sum();
         // A server would count with its own idea of special tokens.
         let told = "add_special_tokens is not the usual, and only the model's files can follow it";
         let plain = if usual { Ok(self.plain) } else { Err(told.to_owned()) };
-        Ok((Shaped { plain, local, weight }, ids))
+        let shaped = Shaped { plain, local, weight, outgoing: None };
+        Ok((shaped.with_outgoing(model)?, ids))
+    }
+
+    fn written(&self, ids: &[u32], counter: &Counter) -> Result<Ids, Refusal> {
+        let most = if self.words { WORDS_MAX } else { IDS_MAX };
+        if ids.len() > most {
+            let text =
+                format!("These are {} tokens; one answer holds {most}. Send less.", ids.len());
+            return Err(Refusal::new(Reason::OutOfRange, text).param("prompt"));
+        }
+        let raw = |written: serde_json::Result<Box<RawValue>>| {
+            written.map_err(|error| Refusal::new(Reason::Internal, error.to_string()))
+        };
+        let words = self.words.then(|| counter.files().token_texts(ids));
+        let texts = words.map(|words| raw(to_raw_value(&words))).transpose()?;
+        Ok(Ids { ids: raw(to_raw_value(ids))?, texts })
     }
 }
 

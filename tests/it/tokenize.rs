@@ -183,6 +183,11 @@ async fn what_is_wrong_is_told_in_the_callers_own_form() {
             400,
             "value_out_of_range",
         ),
+        (
+            json!({"model": "demo", "prompt": "a ".repeat(1 << 18), "return_token_strs": true}),
+            400,
+            "value_out_of_range",
+        ),
         (json!({"model": "scripted", "prompt": "a"}), 422, "not_countable"),
         (json!({"model": "nope", "prompt": "a"}), 404, "model_not_found"),
     ];

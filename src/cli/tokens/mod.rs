@@ -117,8 +117,8 @@ fn count(
     let shape = options.shape.0.unwrap_or_else(|| shapes::detect(&body));
     let source = sources.of(&asked);
     let counter = source.counter.as_deref();
-    let shaped = Shaped::of(shape, source.kind, counter, &body)?;
-    let told = runtime.block_on(shaped.count(source.server, source.model.as_str()))?;
+    let shaped = Shaped::of(shape, source.kind, source.model.as_str(), counter, &body)?;
+    let told = runtime.block_on(shaped.count(source.server))?;
     let took = began.elapsed();
     let wanted = Wanted { prompt: options.render, messages: options.messages, ids: options.ids };
     let answer = Answer::new(&source.model, shape, told, took);
