@@ -5,7 +5,7 @@ use super::count::{self, Counted, Counter, Source};
 use crate::{
     api::{
         Route,
-        shapes::{self, InlineSystem, NoTrials, Plain, Shape, Trials, Unfit, weigh},
+        shapes::{self, InlineSystem, NoTrials, Plain, Shape, Trials, Unfit, Weight, weigh},
     },
     error::{Reason, Refusal},
     ids::ServerKind,
@@ -75,7 +75,13 @@ impl Shaped {
             Ok(plain) => counter.count_plain(plain),
             Err(told) => Err(CountError::NotAvailable(told.clone())),
         });
-        let weight = weight(&plain, body);
+        let weight = match (&plain, counter, &local) {
+            (Ok(Plain::Request(Route::Chat, chat)), Some(counter), Some(Err(_))) => {
+                counter.around_images(chat)
+            }
+            _ => None,
+        }
+        .unwrap_or_else(|| weight(&plain, body));
         Self { plain, local, weight, outgoing: None }.with_outgoing(model)
     }
 
@@ -183,6 +189,29 @@ impl Counter {
                 Ok(sum)
             }
         }
+    }
+
+    /// Bytes for the estimate of a conversation with images: the words around them are counted, so that only
+    /// the images are guessed at. `None`: it has no images, or the rest cannot be counted either.
+    pub fn around_images(&self, chat: &Map<String, Value>) -> Option<usize> {
+        let mut chat = chat.clone();
+        let mut images = 0;
+        for message in chat.get_mut("messages")?.as_array_mut()? {
+            let Some(Value::Array(parts)) = message.get_mut("content") else { continue };
+            let before = parts.len();
+            parts.retain(|part| {
+                let kind = part.get("type").and_then(Value::as_str);
+                !kind.is_some_and(|kind| kind.contains("image"))
+            });
+            images += before - parts.len();
+        }
+        if images == 0 {
+            return None;
+        }
+        let words = self.files().count_chat(self.profile(), &chat).ok()?;
+        let words = usize::try_from(words.get()).ok()?.saturating_mul(4);
+        let images = Weight { text_bytes: 0, images: images as u64 };
+        Some(words.saturating_add(images.bytes()))
     }
 
     /// The ids of what a server makes of a request with one prompt.

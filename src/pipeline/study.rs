@@ -20,6 +20,7 @@ use crate::{
     units::Tokens,
 };
 use bytes::Bytes;
+use serde_json::value::RawValue;
 use std::sync::Arc;
 use tokio::sync::OwnedSemaphorePermit;
 
@@ -50,6 +51,8 @@ pub struct Studied {
     local: Option<Result<Tokens, CountError>>,
     /// Bytes of the input itself, for an estimate.
     text_bytes: usize,
+    /// It asks for filling in: each server builds that prompt itself, and counts only half of it.
+    fills_in: bool,
 }
 
 impl Broker {
@@ -113,8 +116,20 @@ impl Broker {
         let entry = self.authorise(tenant, &request.model)?;
         let outgoing = outgoing::body(&request, entry.model.as_str());
         let counter = live.counters.get(&entry.model).cloned();
-        let local = counter.as_ref().map(|counter| counter.count(route, body));
-        let counted_here = matches!(local, Some(Ok(_)));
+        let fills_in = fills_in(&request);
+        let local = counter.as_ref().map(|counter| match fills_in {
+            true => Err(CountError::NotAvailable("'suffix' asks for filling in".to_owned())),
+            false => counter.count(route, body),
+        });
+        let text_bytes = match (&counter, &local) {
+            (_, Some(Ok(_))) => 0,
+            (Some(counter), Some(Err(_))) if route == Route::Chat => {
+                let chat = serde_json::from_slice(body).ok();
+                chat.and_then(|chat| counter.around_images(&chat))
+                    .unwrap_or_else(|| text_bytes(&request))
+            }
+            _ => text_bytes(&request),
+        };
         Ok(Studied {
             route,
             outgoing,
@@ -127,7 +142,8 @@ impl Broker {
             alias: (request.model != entry.model).then(|| request.model.to_string()),
             counter,
             local,
-            text_bytes: if counted_here { 0 } else { text_bytes(&request) },
+            text_bytes,
+            fills_in,
             entry,
         })
     }
@@ -156,6 +172,7 @@ impl Broker {
     pub(super) async fn count(&self, studied: &Studied) -> Result<Counted, Refusal> {
         let server = match &studied.local {
             Some(Ok(_)) => None,
+            _ if studied.fills_in => None,
             _ => self.dispatch.counter_for(&studied.entry.model),
         };
         let local = studied.local.as_ref();
@@ -170,6 +187,12 @@ fn sure_input(counted: Counted) -> Tokens {
         Source::Estimate => Tokens(counted.tokens.get() / 4),
         Source::Exact | Source::Server => counted.tokens,
     }
+}
+
+/// Whether a completions request has text behind the gap that it asks to fill.
+fn fills_in(request: &Request<'_>) -> bool {
+    let suffix = request.fields.get("suffix").map(RawValue::get);
+    request.route == Route::Completions && suffix.is_some_and(|suffix| suffix != "\"\"")
 }
 
 /// Bytes of what a tokenizer would see: messages and tools, prompts or inputs. Images and sounds in
@@ -194,7 +217,7 @@ fn text_bytes(request: &Request<'_>) -> usize {
             let text_bytes = all.saturating_sub(media.text_bytes);
             Weight { text_bytes, images: media.images }.bytes()
         }
-        Route::Completions => size("prompt"),
+        Route::Completions => size("prompt") + size("suffix"),
         Route::Embeddings => size("input"),
     }
 }

@@ -223,6 +223,42 @@ async fn without_files_and_without_a_counting_server_it_is_an_estimate_and_says_
     house.close().await;
 }
 
+/// Only images are guessed at; the words around them were taken for a token every four bytes too.
+#[tokio::test]
+async fn around_images_the_words_are_counted() {
+    let (house, _server) = house().await;
+    let text = "What, if anything, is on picture 7431 of 9982?! ".repeat(20);
+    let words = ids_of_chat(json!({"messages": user(&text)})).len() as u64;
+    let messages = json!([{"role": "user", "content": [{"type": "text", "text": text},
+        {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "AAAA"}}]}]);
+    let reply = post(&house, COUNT, &json!({"model": "demo", "messages": messages})).await;
+    assert_eq!(reply.header("x-berthd-token-count"), "estimate");
+    assert_eq!(reply.json()["input_tokens"], words + 576);
+    house.close().await;
+}
+
+/// It was called exact, although the suffix was not in it.
+#[tokio::test]
+async fn filling_in_is_an_estimate_of_both_sides() {
+    let server = Scripted::start(Behaviour::ok()).await;
+    let model = format!("folder = \"{DEMO}\"");
+    let plan = Plan::new().model("scripted", &model).server("s", server.addr, "");
+    let house = House::open(&plan).await;
+    let ask = async |body: Value| {
+        let reply = post(&house, "/v1/completions", &body).await;
+        assert_eq!(reply.status, 200);
+        let source = reply.header("x-berthd-token-count").to_owned();
+        (source, reply.header("x-berthd-input-tokens").parse::<u64>().unwrap())
+    };
+    let alone = json!({"model": "scripted", "prompt": "a", "suffix": "", "max_tokens": 2});
+    assert_eq!(ask(alone).await.0, "exact");
+    let filled =
+        json!({"model": "scripted", "prompt": "a", "suffix": "b".repeat(400), "max_tokens": 2});
+    let (source, tokens) = ask(filled).await;
+    assert!(source == "estimate" && tokens > 90, "{source} {tokens}");
+    house.close().await;
+}
+
 #[tokio::test]
 async fn a_server_that_counts_is_asked_with_the_chat_that_it_would_make() {
     let simulated = simulated("m", Duration::ZERO).await;
