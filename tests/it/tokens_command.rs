@@ -175,3 +175,49 @@ async fn the_prompt_and_its_ids_are_shown_on_demand() {
         assert!(code == 64 && err.contains("one of"), "{code} {err}");
     }
 }
+
+/// A tokenizer as cross-encoders have it: `[CLS]` first, `[SEP]` between and behind.
+fn cross_encoder(folder: &Path) {
+    let words = ["[CLS]", "[SEP]", "[UNK]", "rain", "in", "spain"];
+    let vocab: Value =
+        words.iter().enumerate().map(|(id, word)| ((*word).to_owned(), json!(id))).collect();
+    let special = |id: usize| {
+        json!({"id": id, "content": words[id], "special": true, "normalized": false,
+            "single_word": false, "lstrip": false, "rstrip": false})
+    };
+    let piece = |id: usize| json!({"SpecialToken": {"id": words[id], "type_id": 0}});
+    let sequence = |name: &str, kind: u8| json!({"Sequence": {"id": name, "type_id": kind}});
+    let token = |id: usize| json!({"id": words[id], "ids": [id], "tokens": [words[id]]});
+    let file = json!({
+        "version": "1.0", "added_tokens": [special(0), special(1), special(2)],
+        "normalizer": null, "decoder": null, "truncation": null, "padding": null,
+        "pre_tokenizer": {"type": "Whitespace"},
+        "post_processor": {"type": "TemplateProcessing",
+            "single": [piece(0), sequence("A", 0), piece(1)],
+            "pair": [piece(0), sequence("A", 0), piece(1), piece(1), sequence("B", 1), piece(1)],
+            "special_tokens": {"[CLS]": token(0), "[SEP]": token(1)}},
+        "model": {"type": "WordPiece", "unk_token": "[UNK]", "continuing_subword_prefix": "##",
+            "max_input_chars_per_word": 100, "vocab": vocab},
+    });
+    std::fs::write(folder.join("tokenizer.json"), file.to_string()).unwrap();
+}
+
+#[tokio::test]
+async fn pairs_cost_both_texts_and_the_tokens_around_them() {
+    let folder = tempfile::TempDir::new().unwrap();
+    cross_encoder(folder.path());
+    let dir = folder.path().to_str().unwrap();
+    let count = async |request: Value| {
+        let mut command = berthd();
+        command.args(["tokens", "--model-dir", dir, "--server-kind", "vllm", "--json"]);
+        let (code, out, err) = told(&run_with(command, &request.to_string()).await);
+        assert_eq!(code, 0, "{err}");
+        let answer: Value = serde_json::from_str(&out).unwrap();
+        assert_eq!((&answer["source"], &answer["shape"]), (&json!("exact"), &json!("rerank")));
+        answer["input_tokens"].as_u64().unwrap()
+    };
+    // [CLS] rain [SEP] [SEP] in spain [SEP], then the same with one word.
+    let rerank = json!({"query": "rain", "documents": ["in spain", {"text": "spain"}], "top_n": 1});
+    assert_eq!(count(rerank).await, 7 + 6);
+    assert_eq!(count(json!({"text_1": ["rain", "in"], "text_2": ["spain", ""]})).await, 6 + 5);
+}

@@ -24,7 +24,9 @@ const BLOCKS: [&str; 8] = [
 /// embeddings: a text alone reads the same in both APIs, and costs what the text costs in the latter.
 pub fn detect(body: &Map<String, Value>) -> Shape {
     let has = |field: &str| present(body, field).is_some();
-    if ["query", "queries", "text_1", "text_2", "documents"].iter().any(|field| has(field))
+    if ["query", "queries", "text_1", "text_2", "data_1", "documents"]
+        .iter()
+        .any(|field| has(field))
         && !has("messages")
     {
         return Shape::Rerank;

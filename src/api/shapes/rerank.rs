@@ -1,11 +1,21 @@
 //! Rerank and score requests: a query with each of its documents, as pairs that a cross-encoder reads.
 //!
 //! Forms: `query` and `documents` (texts, or objects with `text`, as Cohere's and Jina's clients send them),
-//! `text_1` and `text_2`, `queries` and `documents`. One text on the first side pairs with each on the second.
+//! `query` and `texts`, `text_1` and `text_2`, `queries` and `documents` or `items`, `data_1` and `data_2`. One text on the first side pairs with each on the second.
 
 use super::{Unfit, missing, present, unknown, wrong, wrong_type};
 use crate::{error::Reason, ids::ServerKind};
 use serde_json::{Map, Value};
+
+/// The names that the two sides go by.
+const SIDES: [(&str, &str); 6] = [
+    ("query", "documents"),
+    ("query", "texts"),
+    ("text_1", "text_2"),
+    ("queries", "documents"),
+    ("queries", "items"),
+    ("data_1", "data_2"),
+];
 
 /// Pairs in one request.
 pub const PAIRS_MAX: usize = 2048;
@@ -33,10 +43,11 @@ pub fn pairs(kind: ServerKind, body: &Map<String, Value>) -> Result<Vec<(String,
     if let Some(field) = SHAPING.iter().find(shaping) {
         return Err(unknown(format!("'{field}' changes the texts on the server")));
     }
-    let sides = [("query", "documents"), ("text_1", "text_2"), ("queries", "documents")];
     let named = |field: &str| present(body, field).is_some();
-    let (first, second) =
-        sides.into_iter().find(|(first, _)| named(first)).unwrap_or(("query", "documents"));
+    let both = SIDES.into_iter().find(|(first, second)| named(first) && named(second));
+    let either =
+        || SIDES.into_iter().find(|(first, _)| named(first)).unwrap_or(("query", "documents"));
+    let (first, second) = both.unwrap_or_else(either);
     let one = first == "query";
     let (lefts, rights) = (texts(body, first, one)?, texts(body, second, false)?);
     if rights.len().max(lefts.len()) > PAIRS_MAX {
@@ -105,6 +116,8 @@ mod tests {
         assert_eq!(pairs_of(json!({"text_1": "q", "text_2": ["a", "b"]})), Ok(wanted.clone()));
         assert_eq!(pairs_of(json!({"text_1": ["q", "q"], "text_2": ["a", "b"]})), Ok(wanted));
         assert_eq!(pairs_of(json!({"text_1": "q", "text_2": "a"})), Ok(owned(&[("q", "a")])));
+        assert_eq!(pairs_of(json!({"queries": "q", "items": ["a"]})), Ok(owned(&[("q", "a")])));
+        assert_eq!(pairs_of(json!({"query": "q", "texts": ["a"]})), Ok(owned(&[("q", "a")])));
     }
 
     #[test]
