@@ -401,6 +401,12 @@ fn write_tool(keys: ToolKeys, tool: &Value) -> Value {
     const NAMES: [&str; 3] = ["name", "description", "parameters"];
     let Some(sent) = tool.get("function").and_then(Value::as_object) else { return tool.clone() };
     let mut function = Map::new();
+    if keys == ToolKeys::OnlyThree {
+        for (name, empty) in NAMES.into_iter().zip([json!(""), json!(""), json!({})]) {
+            function.insert(name.into(), sent.get(name).cloned().unwrap_or(empty));
+        }
+        return json!({"type": "function", "function": function});
+    }
     if keys == ToolKeys::SentThenNull {
         let known =
             sent.iter().filter(|(key, _)| NAMES.contains(&key.as_str()) || *key == "strict");
@@ -519,6 +525,19 @@ mod tests {
             {"role": "user", "content": "hi"}, {"role": "assistant", "content": ""}]});
         let llama = prepared(ServerKind::LlamaCpp, body);
         assert_eq!((llama.messages.len(), llama.add_generation_prompt), (1, false));
+    }
+
+    /// The real server printed `"description": ""`, and neither `strict` nor keys of the caller's own.
+    #[test]
+    fn llama_cpp_writes_three_keys_of_a_tool_and_fills_the_missing() {
+        let body = json!({"messages": [{"role": "user", "content": "hi"}], "tools": [
+            {"type": "function", "function": {"strict": true, "parameters": {"a": 1}, "name": "f", "x": 2}},
+            {"type": "function", "function": {"name": "g"}}]});
+        let wanted = json!([
+            {"type": "function", "function": {"name": "f", "description": "", "parameters": {"a": 1}}},
+            {"type": "function", "function": {"name": "g", "description": "", "parameters": {}}}]);
+        let tools = prepared(ServerKind::LlamaCpp, body).tools.unwrap();
+        assert_eq!(Value::Array(tools).to_string(), wanted.to_string(), "in this order");
     }
 
     /// The real server opens the answer for a list with an empty part: seen as three tokens too few.

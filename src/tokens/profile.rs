@@ -58,6 +58,8 @@ pub(super) enum ToolKeys {
     Fixed,
     /// The known ones in the caller's order, missing ones as null behind them.
     SentThenNull,
+    /// `name`, `description`, `parameters` and nothing else; missing ones as empty text and empty object.
+    OnlyThree,
 }
 
 /// What `tool_choice` does to the tools that are rendered.
@@ -167,6 +169,7 @@ const LLAMA_CPP: Rules = Rules {
     joiner: "\n",
     join_behind_text: true,
     arguments: Arguments::Parsed,
+    tool_keys: ToolKeys::OnlyThree,
     last_assistant: LastAssistant::Prefill,
     drop_nulls: false,
     tidy_messages: true,

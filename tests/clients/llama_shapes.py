@@ -2,7 +2,7 @@
 
     python llama_shapes.py
 
-Messages and Responses requests made by chance (always the same ones) go to the server's own counting
+Messages and Responses requests, and chats with tools, made by chance (always the same ones) go to the server's own counting
 endpoints and to `berthd tokens`, which has only the GGUF file.
 """
 
@@ -82,6 +82,18 @@ class Maker:
             body["tools"] = [tool]
         return body
 
+    def chat(self):
+        """Tools as callers write them: keys in any order, some missing, some of their own."""
+        tools = []
+        for name in ("weather", "time")[: self.random.randint(1, 2)]:
+            function = {"name": name}
+            more = {"description": self.text(), "parameters": self.random.choice(SCHEMAS), "strict": True, "own": [1]}
+            function |= {key: value for key, value in more.items() if self.random.random() < 0.6}
+            keys = list(function)
+            self.random.shuffle(keys)
+            tools.append({"type": "function", "function": {key: function[key] for key in keys}})
+        return {"model": MODEL, "messages": [{"role": "user", "content": self.text()}], "tools": tools}
+
     def part(self):
         return {"type": "input_text", "text": self.text()}
 
@@ -154,6 +166,7 @@ def main():
         convert(path)
         with LlamaServer(path, MODEL, SLOTS, CONTEXT) as llama:
             for shape, route, one in (
+                ("chat", "/v1/chat/completions/input_tokens", make.chat),
                 ("messages", "/v1/messages/count_tokens", make.messages),
                 ("responses", "/v1/responses/input_tokens", make.responses),
             ):
