@@ -25,7 +25,7 @@ use std::sync::Arc;
 use tokio::sync::OwnedSemaphorePermit;
 
 /// Bodies up to this size are studied in place: it takes less than handing them over would.
-pub(super) const INLINE_MAX: usize = 32 * 1024;
+const INLINE_MAX: usize = 32 * 1024;
 
 /// A request that is understood.
 #[derive(Debug)]

@@ -9,7 +9,6 @@ use super::{
     id_header,
     record::Record,
     shapes::{Shaped, refusal},
-    study::INLINE_MAX,
 };
 use crate::{
     api::{
@@ -34,6 +33,9 @@ use serde_json::{
     value::{RawValue, to_raw_value},
 };
 use std::sync::Arc;
+
+/// Bodies up to this size are studied in place: it takes less than handing them over would.
+const INLINE_MAX: usize = 32 * 1024;
 
 /// A route that only counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
