@@ -44,6 +44,8 @@ pub enum Reason {
     ContextTooLong,
     /// The chat template refused the conversation.
     TemplateRefused,
+    /// Nobody here can tell the token ids that were asked for.
+    NotCountable,
     /// The tenant's request rate is used up.
     RequestRate,
     /// The tenant's token rate is used up.
@@ -94,6 +96,7 @@ impl Reason {
             Self::UnknownModel => "model_not_found",
             Self::ContextTooLong => "context_length_exceeded",
             Self::TemplateRefused => "template_refused",
+            Self::NotCountable => "not_countable",
             Self::RequestRate => "request_rate_exceeded",
             Self::TokenRate => "token_rate_exceeded",
             Self::TenantQueueFull => "tenant_queue_full",

@@ -7,6 +7,7 @@ pub mod fields;
 pub mod json;
 pub mod outgoing;
 pub mod refuse;
+pub mod shapes;
 pub mod stream;
 
 use crate::{
@@ -154,7 +155,11 @@ fn refuse_misspelt(fields: &Object<'_>) -> Result<(), Refusal> {
     Ok(())
 }
 
-fn check_messages(fields: &Object<'_>) -> Result<(), Refusal> {
+/// Checks the messages of a chat request: roles, forms of content, and no link that a server would follow.
+///
+/// # Errors
+/// The first thing that is wrong.
+pub fn check_messages(fields: &Object<'_>) -> Result<(), Refusal> {
     let messages = objects(fields, "messages")?
         .ok_or_else(|| missing("messages", "Send a list of {\"role\": ..., \"content\": ...}."))?;
     if messages.is_empty() {

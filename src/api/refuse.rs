@@ -1,4 +1,5 @@
-//! The only mapping from a refusal to the wire: status, headers, OpenAI's error envelope.
+//! The only mapping from a refusal to the wire: status, headers, and the error envelope of OpenAI or of
+//! Anthropic.
 
 use crate::{
     error::{Reason, Refusal},
@@ -36,6 +37,7 @@ pub fn status(refusal: &Refusal) -> StatusCode {
         Reason::ServerFailed | Reason::AnswerBroken => StatusCode::BAD_GATEWAY,
         Reason::ServerSilent => StatusCode::GATEWAY_TIMEOUT,
         Reason::Internal => StatusCode::INTERNAL_SERVER_ERROR,
+        Reason::NotCountable => StatusCode::UNPROCESSABLE_ENTITY,
         Reason::ServerRejected => refusal
             .server_status
             .and_then(|status| StatusCode::from_u16(status).ok())
@@ -63,6 +65,63 @@ fn kind(status: StatusCode) -> &'static str {
         500.. => "server_error",
         _ => "invalid_request_error",
     }
+}
+
+/// Whose error envelope a caller expects.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Form {
+    /// OpenAI's.
+    OpenAi,
+    /// Anthropic's, on the routes of its API.
+    Anthropic,
+}
+
+/// The form of a path's errors, known even where the path leads nowhere.
+pub fn form_of(path: &str) -> Form {
+    match path.strip_prefix("/v1/messages") {
+        Some(rest) if rest.is_empty() || rest.starts_with('/') => Form::Anthropic,
+        _ => Form::OpenAi,
+    }
+}
+
+/// Anthropic's error type, which its clients show.
+fn anthropic_kind(status: StatusCode) -> &'static str {
+    match status.as_u16() {
+        401 => "authentication_error",
+        403 => "permission_error",
+        404 => "not_found_error",
+        413 => "request_too_large",
+        429 => "rate_limit_error",
+        503 => "overloaded_error",
+        500.. => "api_error",
+        _ => "invalid_request_error",
+    }
+}
+
+#[derive(Serialize)]
+struct AnthropicEnvelope<'a> {
+    r#type: &'static str,
+    error: AnthropicInner<'a>,
+    request_id: &'a str,
+}
+
+#[derive(Serialize)]
+struct AnthropicInner<'a> {
+    r#type: &'static str,
+    message: &'a str,
+}
+
+fn anthropic_body(refusal: &Refusal, id: &RequestId) -> Bytes {
+    let envelope = AnthropicEnvelope {
+        r#type: "error",
+        error: AnthropicInner {
+            r#type: anthropic_kind(status(refusal)),
+            message: &refusal.message,
+        },
+        request_id: id.as_str(),
+    };
+    // Writing strings as JSON cannot fail.
+    serde_json::to_vec(&envelope).unwrap_or_default().into()
 }
 
 #[derive(Serialize)]
@@ -104,10 +163,18 @@ pub fn event(refusal: &Refusal, id: &RequestId) -> Bytes {
     event.into()
 }
 
-/// A whole HTTP answer for a refusal.
+/// A whole HTTP answer for a refusal, in OpenAI's form.
 pub fn response(refusal: &Refusal, id: &RequestId) -> Response<Bytes> {
+    response_in(Form::OpenAi, refusal, id)
+}
+
+/// A whole HTTP answer for a refusal.
+pub fn response_in(form: Form, refusal: &Refusal, id: &RequestId) -> Response<Bytes> {
     let status = status(refusal);
-    let mut response = Response::new(body(refusal, id));
+    let mut response = Response::new(match form {
+        Form::OpenAi => body(refusal, id),
+        Form::Anthropic => anthropic_body(refusal, id),
+    });
     *response.status_mut() = status;
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
@@ -165,6 +232,23 @@ mod tests {
         assert_eq!(body["error"]["code"], "queue_full");
         assert_eq!(body["error"]["param"], "model");
         assert_eq!(body["error"]["request_id"], id.as_str());
+    }
+
+    #[test]
+    fn anthropics_callers_get_their_own_envelope() {
+        let id = RequestId::fresh();
+        let refusal = Refusal::new(Reason::QueueFull, "Full.").retry_after(Duration::from_secs(1));
+        let response = response_in(form_of("/v1/messages/count_tokens"), &refusal, &id);
+        assert_eq!(
+            (response.status(), &response.headers()["retry-after"]),
+            (503.try_into().unwrap(), &"1".parse().unwrap())
+        );
+        let body: serde_json::Value = serde_json::from_slice(response.body()).unwrap();
+        let wanted = serde_json::json!({
+            "type": "error", "request_id": id.as_str(),
+            "error": {"type": "overloaded_error", "message": "Full."}});
+        assert_eq!(body, wanted);
+        assert_eq!(form_of("/v1/messagesx"), Form::OpenAi);
     }
 
     /// They kept their place among the connections for as long as an idle caller may.

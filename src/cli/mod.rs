@@ -40,7 +40,7 @@ enum Command {
     Undrain(operate::ServerName),
     /// Make the running daemon read its configuration again.
     Reload(operate::Socket),
-    /// Count the input tokens of a chat request read from standard input.
+    /// Count the input tokens of requests read from standard input.
     Tokens(tokens::Options),
     /// Make an API key, and the digest of it that the configuration holds.
     Key,
@@ -76,6 +76,11 @@ impl Failure {
     /// Something is wrong in how the command was used (64).
     pub fn usage(message: impl Into<String>) -> Self {
         Self { code: 64, message: message.into() }
+    }
+
+    /// What was given to the command cannot be worked on (65).
+    pub fn data(message: impl Into<String>) -> Self {
+        Self { code: 65, message: message.into() }
     }
 
     /// A daemon that should answer does not (69).

@@ -60,7 +60,12 @@ impl Body for Reply {
 
 /// The answer to a refused request.
 pub fn refused(refusal: &Refusal, id: &RequestId) -> Response<Reply> {
-    refuse::response(refusal, id).map(|body| Reply::Whole(Some(body)))
+    refused_in(refuse::Form::OpenAi, refusal, id)
+}
+
+/// The same in the form of another API.
+pub fn refused_in(form: refuse::Form, refusal: &Refusal, id: &RequestId) -> Response<Reply> {
+    refuse::response_in(form, refusal, id).map(|body| Reply::Whole(Some(body)))
 }
 
 /// Only plain JSON is read. A missing media type is forgiven; a wrong one is not, since it means that

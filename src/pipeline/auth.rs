@@ -15,6 +15,9 @@ pub const TIER: HeaderName = "x-berthd-tier";
 /// Callers may say with this header how many milliseconds the first content may take.
 pub const DEADLINE: HeaderName = "x-berthd-deadline-ms";
 
+/// Where clients of Anthropic's API send their key.
+const API_KEY: HeaderName = "x-api-key";
+
 type HeaderName = &'static str;
 
 /// All keys, by the first bytes of their digests.
@@ -62,6 +65,29 @@ impl Keys {
             let text = "No API key was sent. Send the header 'Authorization: Bearer YOUR_KEY'.";
             Refusal::new(Reason::MissingKey, text)
         })?;
+        self.known(key)
+    }
+
+    /// The same for callers of Anthropic's API, whose clients send the key as `x-api-key`. Where both headers
+    /// are there, `Authorization` counts.
+    ///
+    /// # Errors
+    /// As [`Keys::find`].
+    pub fn find_either(&self, headers: &HeaderMap) -> Result<Arc<Tenant>, Refusal> {
+        if headers.contains_key(AUTHORIZATION) {
+            return self.find(headers);
+        }
+        let mut values = headers.get_all(API_KEY).iter();
+        let (first, second) = (values.next(), values.next());
+        let key = first.filter(|_| second.is_none()).map(|value| value.as_bytes().trim_ascii());
+        let key = key.filter(|key| !key.is_empty()).ok_or_else(|| {
+            let text = "No API key was sent. Send the header 'x-api-key: YOUR_KEY'.";
+            Refusal::new(Reason::MissingKey, text)
+        })?;
+        self.known(key)
+    }
+
+    fn known(&self, key: &[u8]) -> Result<Arc<Tenant>, Refusal> {
         let digest = digest(key);
         let known = self.by_start.get(&start_of(&digest)).into_iter().flatten();
         let mut found = None;
@@ -154,6 +180,28 @@ mod tests {
         assert_eq!(keys.find(&two).unwrap_err().reason, Reason::MissingKey);
         let refusal = find("Bearer sk-secret").unwrap_err();
         assert!(!refusal.message.contains("sk-secret"));
+    }
+
+    #[test]
+    fn anthropics_clients_may_send_their_key_in_their_own_header() {
+        let keys = Keys::new(&[
+            tenant("a", "sk-one", Tier::Standard),
+            tenant("b", "sk-two", Tier::Standard),
+        ]);
+        let find = |headers: &HeaderMap| keys.find_either(headers).map(|t| t.name.to_string());
+        assert_eq!(find(&with(API_KEY, "sk-one")).unwrap(), "a");
+        assert_eq!(find(&with("authorization", "Bearer sk-one")).unwrap(), "a");
+        assert_eq!(find(&with(API_KEY, " ")).unwrap_err().reason, Reason::MissingKey);
+        assert_eq!(find(&HeaderMap::new()).unwrap_err().reason, Reason::MissingKey);
+        assert_eq!(find(&with(API_KEY, "sk-no")).unwrap_err().reason, Reason::WrongKey);
+        let mut two = with(API_KEY, "sk-one");
+        two.append(API_KEY, HeaderValue::from_static("sk-two"));
+        assert_eq!(find(&two).unwrap_err().reason, Reason::MissingKey);
+        let mut both = with(API_KEY, "sk-one");
+        both.insert(AUTHORIZATION, HeaderValue::from_static("Bearer sk-two"));
+        assert_eq!(find(&both).unwrap(), "b");
+        let only_theirs = keys.find(&with(API_KEY, "sk-one")).unwrap_err();
+        assert_eq!(only_theirs.reason, Reason::MissingKey, "elsewhere the header means nothing");
     }
 
     #[test]

@@ -107,6 +107,11 @@ impl Counter {
         &self.files
     }
 
+    /// How its servers use the files.
+    pub const fn profile(&self) -> &Profile {
+        &self.profile
+    }
+
     /// Counts a request body.
     ///
     /// # Errors

@@ -15,7 +15,9 @@ pub mod listen;
 pub mod models;
 pub mod record;
 pub mod relay;
+pub mod shapes;
 pub mod study;
+pub mod tokenize;
 pub mod trial;
 pub mod trust;
 pub mod watch;
@@ -128,10 +130,13 @@ impl Broker {
         let route = match find(&head.method, head.uri.path()) {
             Ok(Target::Generate(route)) => route,
             Ok(Target::Models(one)) => return self.models(&id, &head.headers, one.as_deref()),
+            Ok(Target::Count(what)) => {
+                return self.only_count(what, &id, &head.headers, &mut body).await;
+            }
             Err(refusal) => {
                 Record::begin(Arc::clone(&self.books), id.clone(), "none").refused(&refusal);
                 answer::discard(&mut body).await;
-                return answer::refused(&refusal, &id);
+                return answer::refused_in(refuse::form_of(head.uri.path()), &refusal, &id);
             }
         };
         let mut record = Record::begin(Arc::clone(&self.books), id.clone(), route.as_str());
@@ -203,11 +208,21 @@ impl Broker {
         headers: &HeaderMap,
         record: &mut Record,
     ) -> Result<Arc<Tenant>, Refusal> {
+        self.admit(live, live.keys.find(headers), record)
+    }
+
+    /// Lets a caller in whose key was looked up: one request off its rate.
+    fn admit(
+        &self,
+        live: &Live,
+        found: Result<Arc<Tenant>, Refusal>,
+        record: &mut Record,
+    ) -> Result<Arc<Tenant>, Refusal> {
         if self.stopping.load(Ordering::Relaxed) {
             let text = "This daemon is stopping. Retry, which will reach its successor.";
             return Err(Refusal::new(Reason::Draining, text).retry_after(Duration::from_secs(1)));
         }
-        let tenant = live.keys.find(headers)?;
+        let tenant = found?;
         record.tenant = Some(tenant.name.clone());
         live.admission.knock(&tenant.name, Instant::now())?;
         Ok(tenant)
@@ -224,6 +239,7 @@ fn may_use(tenant: &Tenant, asked: &ModelName, entry: &Entry) -> bool {
 enum Target {
     Generate(Route),
     Models(Option<String>),
+    Count(tokenize::Counting),
 }
 
 fn find(method: &Method, path: &str) -> Result<Target, Refusal> {
@@ -232,6 +248,8 @@ fn find(method: &Method, path: &str) -> Result<Target, Refusal> {
         "/v1/completions" => (Target::Generate(Route::Completions), Method::POST),
         "/v1/embeddings" => (Target::Generate(Route::Embeddings), Method::POST),
         "/v1/models" => (Target::Models(None), Method::GET),
+        "/tokenize" => (Target::Count(tokenize::Counting::Tokenize), Method::POST),
+        "/v1/messages/count_tokens" => (Target::Count(tokenize::Counting::Messages), Method::POST),
         path => match path.strip_prefix("/v1/models/").filter(|name| !name.is_empty()) {
             Some(name) => (Target::Models(Some(models::decoded(name))), Method::GET),
             None => {

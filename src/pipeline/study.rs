@@ -12,7 +12,7 @@ use super::{
     watch::Wishes,
 };
 use crate::{
-    api::{FieldLimits, Request, Route, fields, outgoing},
+    api::{FieldLimits, Request, Route, fields, outgoing, shapes::Weight},
     config::{self, Tenant},
     error::{Reason, Refusal},
     ids::ModelName,
@@ -21,6 +21,7 @@ use crate::{
     units::Tokens,
 };
 use bytes::Bytes;
+use serde_json::value::RawValue;
 use std::{sync::Arc, time::Duration};
 use tokio::{sync::OwnedSemaphorePermit, time::Instant};
 
@@ -59,6 +60,8 @@ pub struct Studied {
     comparable: bool,
     /// Bytes of the input itself, for an estimate.
     text_bytes: usize,
+    /// It asks for filling in: each server builds that prompt itself, and counts only half of it.
+    fills_in: bool,
 }
 
 impl Broker {
@@ -78,21 +81,40 @@ impl Broker {
         {
             return studied;
         }
+        self.in_turn(room, || {
+            let (broker, live, tenant) = (Arc::clone(self), Arc::clone(live), Arc::clone(tenant));
+            move || {
+                // Moved in, so that it is gone before its room is given back.
+                let body = body;
+                let studied = broker.study_here(&live, &tenant, route, &body, Allowance::Whole);
+                let unfinished = || Err(Refusal::new(Reason::Internal, "counting did not end"));
+                studied.unwrap_or_else(unfinished)
+            }
+        })
+        .await
+    }
+
+    /// Does CPU work on the compute threads. It is made when one of them is free; the room of the body that
+    /// it works on is given back behind it.
+    pub(super) async fn in_turn<T: Send + 'static, W>(
+        &self,
+        room: OwnedSemaphorePermit,
+        make: impl FnOnce() -> W,
+    ) -> Result<T, Refusal>
+    where
+        W: FnOnce() -> Result<T, Refusal> + Send + 'static,
+    {
         // The pool's own queue has no bound and nobody can leave it, so it is never used as one.
         let turn = Arc::clone(&self.compute).acquire_owned().await;
         let turn = turn.map_err(|error| Refusal::new(Reason::Internal, error.to_string()))?;
-        let (broker, live, tenant) = (Arc::clone(self), Arc::clone(live), Arc::clone(tenant));
-        let work = move || {
+        let work = make();
+        let held = move || {
             let _held = (turn, room);
-            // Moved in, so that it is gone before its room is given back.
-            let body = body;
-            broker.study_here(&live, &tenant, route, &body, Allowance::Whole)
+            work()
         };
-        let unfinished = || Err(Refusal::new(Reason::Internal, "counting did not end"));
-        tokio::task::spawn_blocking(work).await.map_or_else(
-            |error| Err(Refusal::new(Reason::Internal, error.to_string())),
-            |studied| studied.unwrap_or_else(unfinished),
-        )
+        tokio::task::spawn_blocking(held)
+            .await
+            .unwrap_or_else(|error| Err(Refusal::new(Reason::Internal, error.to_string())))
     }
 
     /// `None` if it is more work than allowed.
@@ -125,11 +147,23 @@ impl Broker {
         let counter = self.counter_of(live, &entry.model);
         let believed =
             counter.as_ref().is_some_and(|counter| self.trust.believes(&entry.model, counter));
+        let fills_in = fills_in(&request);
         let begun = Instant::now();
-        let local =
-            counter.as_ref().map(|counter| counter.count(route, &request.fields, allowance));
+        let local = counter.as_ref().map(|counter| match fills_in {
+            true => Err(CountError::NotAvailable("'suffix' asks for filling in".to_owned())),
+            false => counter.count(route, &request.fields, allowance),
+        });
         let counted_in = begun.elapsed();
-        let settled = believed && matches!(local, Some(Ok(_)));
+        let text_bytes = match (&counter, &local) {
+            (_, Some(Ok(_))) if believed => 0,
+            (_, Some(Err(CountError::Deferred))) => 0,
+            (Some(counter), Some(Err(_))) if route == Route::Chat => {
+                let chat = serde_json::from_slice(body).ok();
+                chat.and_then(|chat| counter.around_images(&chat))
+                    .unwrap_or_else(|| text_bytes(&request))
+            }
+            _ => text_bytes(&request),
+        };
         Ok(Studied {
             route,
             outgoing,
@@ -145,12 +179,13 @@ impl Broker {
             local,
             counted_in,
             comparable: is_comparable(&request),
-            text_bytes: if settled { 0 } else { text_bytes(&request) },
+            text_bytes,
+            fills_in,
             entry,
         })
     }
 
-    fn authorise(&self, tenant: &Tenant, model: &ModelName) -> Result<Entry, Refusal> {
+    pub(super) fn authorise(&self, tenant: &Tenant, model: &ModelName) -> Result<Entry, Refusal> {
         let catalog = self.dispatch.catalog();
         let Some(entry) = catalog.find(model) else {
             let asked: String = model.as_str().chars().take(100).collect();
@@ -176,6 +211,7 @@ impl Broker {
         let local = studied.local.as_ref().map(|local| (local, studied.believed));
         let server = match local {
             Some((Ok(_), true)) => None,
+            _ if studied.fills_in => None,
             _ => self.trust.who_counts(model, self.dispatch.usable_of(model)),
         };
         let begun = Instant::now();
@@ -207,23 +243,35 @@ fn sure_input(counted: Counted) -> Tokens {
     }
 }
 
+/// Whether a completions request has text behind the gap that it asks to fill.
+fn fills_in(request: &Request<'_>) -> bool {
+    let suffix = request.fields.get("suffix").map(RawValue::get);
+    request.route == Route::Completions && suffix.is_some_and(|suffix| suffix != "\"\"")
+}
+
 /// Bytes of what a tokenizer would see: messages and tools, prompts or inputs. Images and sounds in
-/// content parts are not text, however many bytes they have.
+/// content parts are not text, however many bytes they have; an image counts what one is estimated at.
 fn text_bytes(request: &Request<'_>) -> usize {
     let size = |field: &str| request.fields.get(field).map_or(0, |value| value.get().len());
-    let media = || -> usize {
+    let media = || -> Weight {
         let messages = fields::objects(&request.fields, "messages").ok().flatten();
         let messages = messages.into_iter().flatten();
         let parts =
             messages.filter_map(|message| fields::objects(&message, "content").ok().flatten());
-        let other = parts.flatten().filter(|part| part.get("text").is_none());
-        other.flat_map(|part| part.0).map(|(_, value)| value.get().len()).sum()
+        let mut media = Weight::default();
+        for part in parts.flatten().filter(|part| part.get("text").is_none()) {
+            media.text_bytes += part.0.iter().map(|(_, value)| value.get().len()).sum::<usize>();
+            media.images += u64::from(part.0.iter().any(|(key, _)| key.starts_with("image")));
+        }
+        media
     };
     match request.route {
         Route::Chat => {
-            (size("messages") + size("tools") + size("functions")).saturating_sub(media())
+            let (all, media) = (size("messages") + size("tools") + size("functions"), media());
+            let text_bytes = all.saturating_sub(media.text_bytes);
+            Weight { text_bytes, images: media.images }.bytes()
         }
-        Route::Completions => size("prompt"),
+        Route::Completions => size("prompt") + size("suffix"),
         Route::Embeddings => size("input"),
     }
 }

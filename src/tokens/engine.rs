@@ -6,8 +6,10 @@
 use super::CountError;
 use serde_json::Value;
 use std::cell::RefCell;
-use tokenizers::pipeline::{EncodeOptions, Override, PipelineToken, PipelineTokenizer};
-use tokenizers_classic::Tokenizer;
+use tokenizers::pipeline::{
+    EncodeOptions, Override, PipelineModel, PipelineToken, PipelineTokenizer,
+};
+use tokenizers_classic::{PostProcessor, Tokenizer};
 
 /// A thread keeps its vector of ids between calls up to this many.
 const KEPT_IDS_MAX: usize = 1 << 20;
@@ -76,6 +78,36 @@ impl Engine {
     }
 }
 
+impl Engine {
+    /// Special tokens around two texts that are encoded as a pair. `None`: nothing stands between them.
+    pub(super) fn around_pairs(&self) -> Option<usize> {
+        match self {
+            Self::Fast(fast) => {
+                let pair = &fast.get_post_processor().pair;
+                (!pair.infix.is_empty()).then(|| pair.n_special())
+            }
+            Self::Classic(classic) => {
+                let added = |pair: bool| {
+                    classic.get_post_processor().map_or(0, |processor| processor.added_tokens(pair))
+                };
+                (added(true) > added(false)).then(|| added(true))
+            }
+        }
+    }
+
+    /// A token as the vocabulary writes it. `None`: it has no such token, or this engine keeps its tokens
+    /// as the bytes that they stand for.
+    pub(super) fn token(&self, id: u32) -> Option<String> {
+        match self {
+            Self::Fast(fast) => match fast.get_model() {
+                PipelineModel::BPE(model) if model.is_byte_level() => None,
+                _ => fast.decode_tokens(&[id], false).pop(),
+            },
+            Self::Classic(classic) => classic.id_to_token(id),
+        }
+    }
+}
+
 fn fast(mut file: Value) -> Result<Engine, String> {
     // Files in circulation are older than the crate's own form.
     tokenizers::canonicalize_value(&mut file).map_err(|error| error.to_string())?;
@@ -122,5 +154,52 @@ mod tests {
         let engine = Engine::load(file(llama)).unwrap();
         assert!(matches!(engine, Engine::Fast(_)));
         assert_eq!(engine.with_ids("ab", false, <[u32]>::to_vec).unwrap(), [3]);
+    }
+
+    fn cross_encoder(words: &[&str]) -> Value {
+        let vocab: serde_json::Map<String, Value> =
+            words.iter().enumerate().map(|(id, word)| ((*word).to_owned(), id.into())).collect();
+        let special = |id: u32, content: &str| {
+            json!({"id": id, "content": content, "special": true, "normalized": false,
+                "single_word": false, "lstrip": false, "rstrip": false})
+        };
+        let piece = |name: &str, id: u32| json!([name, id]);
+        json!({
+            "version": "1.0", "added_tokens": [special(0, "[CLS]"), special(1, "[SEP]"), special(2, "[UNK]")],
+            "normalizer": null, "decoder": null, "truncation": {"max_length": 4, "strategy": "LongestFirst",
+                "stride": 0, "direction": "Right"}, "padding": null,
+            "pre_tokenizer": {"type": "Whitespace"},
+            "post_processor": {"type": "BertProcessing", "sep": piece("[SEP]", 1), "cls": piece("[CLS]", 0)},
+            "model": {"type": "WordPiece", "unk_token": "[UNK]", "continuing_subword_prefix": "##",
+                "max_input_chars_per_word": 100, "vocab": vocab},
+        })
+    }
+
+    /// The classic engine encodes pairs itself; what is summed up must be the same.
+    #[test]
+    fn a_pair_costs_its_texts_and_what_stands_around_them() {
+        let file = cross_encoder(&["[CLS]", "[SEP]", "[UNK]", "rain", "##s", "in", "spain"]);
+        let (fast, classic) = (Engine::load(file.clone()).unwrap(), classic(&file).unwrap());
+        assert!(matches!(fast, Engine::Fast(_)));
+        let Engine::Classic(oracle) = &classic else { panic!("the classic one was asked for") };
+        for engine in [&fast, &classic] {
+            let around = engine.around_pairs().unwrap();
+            for (first, second) in
+                [("rain", "rains in spain"), ("", ""), ("nowhere [SEP]", "in"), ("rain in", "")]
+            {
+                let count = |text: &str| engine.with_ids(text, false, <[u32]>::len).unwrap();
+                let whole = oracle.encode_fast((first, second), true).unwrap().get_ids().len();
+                assert_eq!(count(first) + count(second) + around, whole, "{first:?} {second:?}");
+            }
+            assert_eq!(engine.token(4).as_deref(), Some("##s"));
+        }
+    }
+
+    #[test]
+    fn without_anything_between_them_texts_are_no_pair() {
+        let engine = Engine::load(file("a(?=b)|[ab]")).unwrap();
+        assert_eq!(engine.around_pairs(), None);
+        let llama = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+        assert_eq!(Engine::load(file(llama)).unwrap().around_pairs(), None);
     }
 }

@@ -80,8 +80,7 @@ pub(super) fn prepare(
     let ending = end(rules, &mut messages, sent.last(), continued)?;
     match &ending {
         Ending::Cut => add_generation_prompt = false,
-        // An answer begun with nothing is not begun.
-        Ending::Text(text) => add_generation_prompt = !text.is_empty(),
+        Ending::Text(_) => add_generation_prompt = sent.last().is_some_and(is_begun),
         Ending::Apart(_) => add_generation_prompt = true,
         Ending::Nothing => {}
     }
@@ -332,9 +331,26 @@ fn end(
             Ok(Ending::Nothing)
         }
         LastAssistant::Prefill => {
-            messages.pop();
+            let last = messages.pop();
+            if last.is_some_and(|last| last.get("reasoning_content").is_some_and(is_told)) {
+                // The server writes the marks of the template's reasoning around it, as it learnt them.
+                let told = "an answer with reasoning is continued by the server alone";
+                return Err(CountError::NotAvailable(told.into()));
+            }
             prefill(rules, sent_last.and_then(|last| last.get("content"))).map(Ending::Text)
         }
+    }
+}
+
+fn is_told(value: &Value) -> bool {
+    value.as_str().is_some_and(|text| !text.is_empty())
+}
+
+/// An answer begun with nothing is not begun; one part of nothing is a beginning.
+fn is_begun(last: &Value) -> bool {
+    match last.get("content") {
+        Some(Value::Array(parts)) => !parts.is_empty(),
+        content => content.is_some_and(is_told),
     }
 }
 
@@ -419,6 +435,12 @@ fn write_tool(keys: ToolKeys, tool: &Value) -> Value {
     const NAMES: [&str; 3] = ["name", "description", "parameters"];
     let Some(sent) = tool.get("function").and_then(Value::as_object) else { return tool.clone() };
     let mut function = Map::new();
+    if keys == ToolKeys::OnlyThree {
+        for (name, empty) in NAMES.into_iter().zip([json!(""), json!(""), json!({})]) {
+            function.insert(name.into(), sent.get(name).cloned().unwrap_or(empty));
+        }
+        return json!({"type": "function", "function": function});
+    }
     if keys == ToolKeys::SentThenNull {
         let known =
             sent.iter().filter(|(key, _)| NAMES.contains(&key.as_str()) || *key == "strict");
@@ -537,6 +559,36 @@ mod tests {
             {"role": "user", "content": "hi"}, {"role": "assistant", "content": ""}]});
         let llama = prepared(ServerKind::LlamaCpp, body);
         assert_eq!((llama.messages.len(), llama.add_generation_prompt), (1, false));
+    }
+
+    /// The real server printed `"description": ""`, and neither `strict` nor keys of the caller's own.
+    #[test]
+    fn llama_cpp_writes_three_keys_of_a_tool_and_fills_the_missing() {
+        let body = json!({"messages": [{"role": "user", "content": "hi"}], "tools": [
+            {"type": "function", "function": {"strict": true, "parameters": {"a": 1}, "name": "f", "x": 2}},
+            {"type": "function", "function": {"name": "g"}}]});
+        let wanted = json!([
+            {"type": "function", "function": {"name": "f", "description": "", "parameters": {"a": 1}}},
+            {"type": "function", "function": {"name": "g", "description": "", "parameters": {}}}]);
+        let tools = prepared(ServerKind::LlamaCpp, body).tools.unwrap();
+        assert_eq!(Value::Array(tools).to_string(), wanted.to_string(), "in this order");
+    }
+
+    /// The real server opens the answer for a list with an empty part: seen as three tokens too few.
+    #[test]
+    fn an_answer_begun_with_an_empty_part_is_begun() {
+        let begun = |content: Value| {
+            let body = json!({"messages": [
+                {"role": "user", "content": "hi"}, {"role": "assistant", "content": content}]});
+            prepared(ServerKind::LlamaCpp, body).add_generation_prompt
+        };
+        assert!(begun(json!([{"type": "text", "text": ""}])));
+        assert!(!begun(json!([])) && !begun(json!(null)));
+        let thought = json!({"messages": [{"role": "user", "content": "hi"},
+            {"role": "assistant", "content": "a", "reasoning_content": "hm"}]});
+        let profile = Profile::of(ServerKind::LlamaCpp);
+        let refused = prepare(&profile, Wants::default(), thought.as_object().unwrap());
+        assert!(matches!(refused, Err(CountError::NotAvailable(_))));
     }
 
     #[test]

@@ -20,6 +20,7 @@ mod gguf_vocab;
 mod jinja;
 mod memo;
 mod messages;
+mod other_apis;
 mod profile;
 mod python;
 mod template;

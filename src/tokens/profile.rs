@@ -62,6 +62,8 @@ pub(super) enum ToolKeys {
     Fixed,
     /// The known ones in the caller's order, missing ones as null behind them.
     SentThenNull,
+    /// `name`, `description`, `parameters` and nothing else; missing ones as empty text and empty object.
+    OnlyThree,
 }
 
 /// What `tool_choice` does to the tools that are rendered.
@@ -113,6 +115,8 @@ pub(super) struct Rules {
     pub(super) thinking_by_default: bool,
     /// The prompt begins with exactly one beginning-of-text token if the vocabulary adds one at all.
     pub(super) one_bos: bool,
+    /// Whose way of turning requests of other APIs into chat is followed.
+    pub(super) other_apis: ServerKind,
 }
 
 /// Transformers' own behaviour.
@@ -133,6 +137,7 @@ const REFERENCE: Rules = Rules {
     effort_sets_thinking: false,
     thinking_by_default: false,
     one_bos: false,
+    other_apis: ServerKind::Vllm,
 };
 
 const VLLM: Rules = Rules {
@@ -157,6 +162,7 @@ const SGLANG: Rules = Rules {
     last_assistant: LastAssistant::BecomesUser,
     tidy_messages: true,
     reasoning_effort: true,
+    other_apis: ServerKind::Sglang,
     ..REFERENCE
 };
 
@@ -167,6 +173,7 @@ const LLAMA_CPP: Rules = Rules {
     joiner: "\n",
     join_behind_text: true,
     arguments: Arguments::Parsed,
+    tool_keys: ToolKeys::OnlyThree,
     last_assistant: LastAssistant::Prefill,
     drop_nulls: false,
     tidy_messages: true,
@@ -174,6 +181,7 @@ const LLAMA_CPP: Rules = Rules {
     reasoning_effort: true,
     thinking_by_default: true,
     one_bos: true,
+    other_apis: ServerKind::LlamaCpp,
     ..REFERENCE
 };
 
@@ -207,6 +215,11 @@ impl Profile {
             ServerKind::OpenAi if files.is_gguf() => Self::of(ServerKind::LlamaCpp),
             kind => Self::of(kind),
         }
+    }
+
+    /// The kind of server whose way of turning requests of other APIs into chat is followed.
+    pub const fn other_apis(&self) -> ServerKind {
+        self.rules.other_apis
     }
 
     /// What the transformers library does by itself. The measure that counts are checked against.

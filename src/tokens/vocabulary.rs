@@ -1,6 +1,6 @@
 //! The tokenizer of one model: text to ids, ids to bytes.
 
-use super::{CountError, engine::Engine};
+use super::{CountError, engine::Engine, other_apis::stand_in};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 
@@ -62,6 +62,26 @@ impl Vocabulary {
     /// The bytes a token stands for; `None` for special tokens and ids out of range.
     pub(super) fn bytes_of(&self, id: u32) -> Option<Vec<u8>> {
         self.pieces.get(id).map(<[u8]>::to_vec)
+    }
+
+    /// Special tokens around two texts that are encoded as a pair. `None`: nothing stands between them.
+    pub(super) fn around_pairs(&self) -> Option<usize> {
+        self.engine.around_pairs()
+    }
+
+    /// Tokens as the vocabulary writes them; empty where it has no such id.
+    pub(super) fn token_texts(&self, ids: &[u32]) -> Vec<String> {
+        let added: BTreeMap<u32, &str> =
+            self.ids.iter().map(|(content, id)| (*id, content.as_str())).collect();
+        let bytes = |id: u32| {
+            let bytes = self.pieces.get(id)?;
+            Some(bytes.iter().map(|byte| stand_in(*byte)).collect())
+        };
+        let text = |id: &u32| match added.get(id) {
+            Some(content) => (*content).to_owned(),
+            None => self.engine.token(*id).or_else(|| bytes(*id)).unwrap_or_default(),
+        };
+        ids.iter().map(text).collect()
     }
 
     /// The id of an added token, special or not.

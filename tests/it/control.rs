@@ -363,7 +363,7 @@ async fn tokens_counts_what_the_daemon_counts() {
     let (code, out, _) = told(&run_with(plain, &request).await);
     assert!(code == 0 && out.contains("input tokens (exact"), "{out}");
     for (input, folder, told_) in [
-        ("{", folder, "not JSON"),
+        ("{", folder, "not valid JSON"),
         ("{\"messages\": 3}", folder, "messages"),
         (&request, "/nonexistent", "/nonexistent"),
     ] {

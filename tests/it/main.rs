@@ -34,5 +34,7 @@ mod scripted;
 mod service;
 mod simulate;
 mod streams;
+mod tokenize;
+mod tokens_command;
 mod trailing;
 mod vocabularies;

@@ -129,7 +129,7 @@ fn heads() -> Vec<Case> {
         ),
         ("unknown path", request("a", "/v1/chat", "", &good), 404, "unknown_path"),
         ("path that climbs", request("a", "/v1/../metrics", "", &good), 404, "unknown_path"),
-        ("the server's own path", request("a", "/tokenize", "", &good), 404, "unknown_path"),
+        ("the server's own path", request("a", "/detokenize", "", &good), 404, "unknown_path"),
         ("unknown model by path", plain("/v1/models/nothing", "GET"), 404, "model_not_found"),
         ("GET a chat", plain(CHAT, "GET"), 405, "method_not_allowed"),
         ("DELETE the models", plain("/v1/models", "DELETE"), 405, "method_not_allowed"),

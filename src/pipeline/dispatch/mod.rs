@@ -106,7 +106,9 @@ impl Dispatch {
             models: settings.models.clone(),
             stale_after: settings.probe.stale_after,
         };
-        Arc::new(Self { state: Mutex::new(state), catalog: ArcSwap::default() })
+        // What is configured exists before the first server joins: counting needs none.
+        let catalog = ArcSwap::from_pointee(Catalog::build(&state.models, []));
+        Arc::new(Self { state: Mutex::new(state), catalog })
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
