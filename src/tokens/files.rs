@@ -1,6 +1,6 @@
 //! Reads a model folder as the Hugging Face libraries lay it out, or finds the GGUF file in it.
 
-use super::{LoadError, gguf_vocab};
+use super::{LoadError, gguf_vocab, unspellable};
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 use std::{
@@ -44,7 +44,8 @@ impl Folder {
             return gguf_vocab::folder(&file);
         }
         let text = read(&path)?.ok_or_else(|| LoadError::Missing(path.clone()))?;
-        let tokenizer = parse(&path, &text)?;
+        let mut tokenizer = parse(&path, &text)?;
+        unspellable::hide(&mut tokenizer);
         let tokenizer_config = object(&folder.join("tokenizer_config.json"))?;
         let templates = templates(folder, &tokenizer_config)?;
         let fingerprint = fingerprint(&text, &tokenizer_config, &templates);

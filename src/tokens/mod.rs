@@ -12,6 +12,8 @@ mod content;
 mod engine;
 mod files;
 mod gguf;
+#[cfg(test)]
+mod gguf_reference_tests;
 mod gguf_split;
 #[cfg(test)]
 mod gguf_tests;
@@ -22,6 +24,7 @@ mod messages;
 mod profile;
 mod python;
 mod template;
+mod unspellable;
 mod vocabulary;
 
 pub use profile::Profile;
