@@ -200,7 +200,84 @@ def models():
     save("models.json", {"texts": texts, "models": made})
 
 
-PARTS = {"splits": splits, "models": models}
+TEKKEN = (
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
+    r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+CL100K = r"""'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+| ?[^\s\p{L}\p{N}]++[\r\n]*+|\s++$|\s*[\r\n]|\s+(?!\S)|\s"""
+LLAMA_3 = r"""(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"""
+QWEN = r"""(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"""
+O200K = "|".join([
+    r"""[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?""",
+    r"""[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?""",
+    r"""\p{N}{1,3}""", r""" ?[^\s\p{L}\p{N}]+[\r\n/]*""", r"""\s*[\r\n]+""", r"""\s+(?!\S)""", r"""\s+""",
+])
+KIMI = "|".join([
+    r"""[\p{Han}]+""",
+    r"""[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]*[\p{Ll}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?""",
+    r"""[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]+[\p{Ll}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?""",
+    r"""\p{N}{1,3}""", r""" ?[^\s\p{L}\p{N}]+[\r\n]*""", r"""\s*[\r\n]+""", r"""\s+(?!\S)""", r"""\s+""",
+])
+
+
+def ranked():
+    """Vocabularies by rank: tekken.json by mistral_common, tiktoken files by tiktoken."""
+    import base64
+    import tempfile
+    import unicodedata
+
+    import tiktoken
+    from mistral_common.tokens.tokenizers.tekken import Tekkenizer
+
+    alphabet = {}
+    spare = 256
+    for byte in range(256):
+        shown = 33 <= byte <= 126 or 161 <= byte <= 172 or 174 <= byte
+        alphabet[chr(byte if shown else spare)] = byte
+        spare += not shown
+    tokens, _ = byte_level(700)
+    # The first 256 ranks are the bytes in order: mistral_common wants it so.
+    joined = [bytes(alphabet[c] for c in token) for token in tokens]
+    ranks = [bytes([byte]) for byte in range(256)] + [token for token in joined if len(token) > 1]
+    texts = TEXTS + mixed(40, 4)
+    families = []
+    for name, class_, kind, pattern, composed in [
+        ("tiktoken.model", "TikTokenTokenizer", "kimi_k2", KIMI, False), ("qwen.tiktoken", "QWenTokenizer", "qwen", QWEN, True),
+        ("tokenizer.model", "ChatGLM4Tokenizer", "chatglm", LLAMA_3, False), ("cl100k_base.tiktoken", "", "", CL100K, False), ("o200k_base.tiktoken", "", "", O200K, False),
+    ]:
+        # Of the first the folder lists them, with a gap.
+        gap = 4 if name == "tiktoken.model" else 0
+        named = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"] if name == "qwen.tiktoken" else ["[BOS]", "<|im_end|>", "[EOT]"]
+        specials = {text: len(ranks) + gap + at for at, text in enumerate(named)} if class_ else {}
+        encoding = tiktoken.Encoding(name, pat_str=pattern, mergeable_ranks={token: rank for rank, token in enumerate(ranks)}, special_tokens=specials)
+        asked = [*texts, *[f"a{one} b{other}\n" for one in specials for other in specials]]
+        put = [unicodedata.normalize("NFC", text) if composed else text for text in asked]
+        families.append({
+            "file": name, "class": class_, "model_type": kind, "texts": asked[len(texts):],
+            "listed": {} if name == "qwen.tiktoken" else {str(index): text for text, index in specials.items()},
+            "ids": [encoding.encode(text, allowed_special="all") for text in put],
+        })
+    tekkens = []
+    for size, named in [(40, None), (30, [("<unk>", True), ("<s>", True), ("</s>", True), ("[INST]", True), ("[/INST]", True), ("<tool>", False)])]:
+        file = {
+            "config": {"pattern": TEKKEN, "num_vocab_tokens": len(ranks), "default_vocab_size": len(ranks) - 50 + size, "default_num_special_tokens": size, "version": "v3" if named is None else "v7"},
+            "vocab": [{"rank": rank, "token_bytes": base64.b64encode(token).decode(), "token_str": None} for rank, token in enumerate(ranks)],
+        }
+        if named:
+            file["special_tokens"] = [{"rank": rank, "token_str": text, "is_control": control} for rank, (text, control) in enumerate(named)]
+        with tempfile.NamedTemporaryFile("w", suffix="tekken.json") as written:
+            json.dump(file, written)
+            written.flush()
+            tokenizer = Tekkenizer.from_file(written.name)
+        tekkens.append({
+            "config": file["config"], "special_tokens": file.get("special_tokens"), "begins": tokenizer.encode("a", bos=True, eos=False),
+            "inst": tokenizer.get_special_token("[INST]"), "ids": [tokenizer.encode(text, bos=False, eos=False) for text in texts],
+        })
+    tokens = [base64.b64encode(token).decode() for token in ranks]
+    save("ranked.json", {"tokens": tokens, "texts": texts, "families": families, "tekkens": tekkens})
+
+
+PARTS = {"splits": splits, "models": models, "ranked": ranked}
 
 
 if __name__ == "__main__":

@@ -23,7 +23,12 @@ mod jinja;
 mod messages;
 mod profile;
 mod python;
+mod ranked;
+#[cfg(test)]
+mod ranked_tests;
+mod tekken;
 mod template;
+mod tiktoken;
 mod unspellable;
 mod vocabulary;
 
