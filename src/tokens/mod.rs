@@ -20,6 +20,7 @@ mod gguf_tests;
 mod gguf_tokens;
 mod gguf_vocab;
 mod jinja;
+pub mod locate;
 mod messages;
 mod profile;
 mod python;
