@@ -37,6 +37,8 @@ pub struct Props {
     pub capacity: Capacity,
     /// Build number and commit.
     pub version: Option<String>,
+    /// The file it loaded, as it was named to it.
+    pub model_path: Option<String>,
     /// The model left its memory (`--sleep-idle-seconds`); the next request loads it again.
     pub sleeping: bool,
 }
@@ -59,6 +61,7 @@ pub fn props(page: &[u8]) -> Option<Props> {
             max_running: Some(u32::try_from(slots).unwrap_or(u32::MAX)),
         },
         version: version.filter(|version| !version.is_empty()).map(str::to_owned),
+        model_path: openai::text_at(&page, "/model_path"),
         sleeping: page.get("is_sleeping").and_then(Value::as_bool).unwrap_or(false),
     })
 }
@@ -175,6 +178,7 @@ mod tests {
         let room = Capacity { kv_tokens: Some(Tokens(8192)), max_running: Some(4) };
         assert_eq!(props.capacity, room);
         assert_eq!(props.version.as_deref(), Some("b9000-0c1e570"));
+        assert_eq!(props.model_path.as_deref(), Some("/m/a.gguf"));
         assert!(props.sleeping);
         assert_eq!(super::props(br#"{"version":"1"}"#), None);
     }

@@ -12,7 +12,7 @@ use super::{
 use crate::{
     config::{Place, Server},
     ids::{ModelName, ServerId},
-    snapshot::{Capacity, Health, Load, ServerKind, ServerState},
+    snapshot::{Capacity, Health, Load, Reported, ServerKind, ServerState},
     units::Tokens,
 };
 use bytes::Bytes;
@@ -78,6 +78,18 @@ enum Page {
     Locked(StatusCode),
     /// It did not come this time.
     Missing,
+}
+
+/// What the model list says of each model; what another page said of all stays.
+fn take_reported(state: &mut ServerState, told: Vec<Reported>) {
+    state.reported.retain(|reported| reported.model.is_none());
+    state.reported.extend(told);
+}
+
+/// What a page says of all models.
+fn take_source(state: &mut ServerState, source: Option<String>) {
+    state.reported.retain(|reported| reported.model.is_some());
+    state.reported.extend(source.map(|source| Reported { model: None, source }));
 }
 
 impl Remote {
@@ -146,6 +158,7 @@ impl Remote {
         if path == MODELS && status == StatusCode::OK {
             return match openai::models(&page) {
                 Some(listed) => {
+                    take_reported(state, openai::reported(&page));
                     self.take_models(state, listed);
                     (Health::Up, true)
                 }
@@ -163,6 +176,7 @@ impl Remote {
             match self.page(MODELS, until).await {
                 Page::Here(page) => {
                     if let Some(listed) = openai::models(&page) {
+                        take_reported(state, openai::reported(&page));
                         self.take_models(state, listed);
                     }
                 }
@@ -231,8 +245,9 @@ impl Remote {
                 break;
             }
             if let Page::Here(page) = self.page(path, until).await
-                && let Some((version, capacity)) = sglang::info(&page)
+                && let Some(sglang::Info { version, capacity, source }) = sglang::info(&page)
             {
+                take_source(state, source);
                 state.version = version.or(state.version.take());
                 // The loads page knows better, where there is one.
                 state.capacity = if seen.no_loads {
@@ -257,6 +272,7 @@ impl Remote {
                 Page::Here(page) => {
                     if let Some(props) = llamacpp::props(&page) {
                         seen.sleeping = props.sleeping;
+                        take_source(state, props.model_path);
                         state.version = props.version.or(state.version.take());
                         state.capacity = known(props.capacity, state.capacity.clone());
                     }
@@ -464,6 +480,32 @@ mod tests {
         let again = remote.observe(&state).await;
         assert_eq!(again.version, state.version);
         assert_eq!(staged.asked(), ["GET /health", "GET /v1/models", "GET /metrics"]);
+    }
+
+    #[tokio::test]
+    async fn what_a_server_loaded_is_kept_and_renewed() {
+        let list = |root: &str| format!(r#"{{"data":[{{"id":"m","root":"{root}"}}]}}"#);
+        let staged = vllm().await;
+        staged.page("/v1/models", 200, &list("org/a"));
+        let vllm = remote(&server(ServerKind::Vllm, staged.port));
+        let first = vllm.observe(&unknown(ServerKind::Vllm)).await;
+        assert_eq!(first.reported(&"m".into()), Some("org/a"));
+        staged.page("/v1/models", 500, "oops");
+        let kept = vllm.observe(&first).await;
+        assert_eq!(kept.reported(&"m".into()), Some("org/a"));
+        staged.page("/v1/models", 200, &list("org/b"));
+        let renewed = vllm.observe(&kept).await;
+        assert_eq!(renewed.reported(&"m".into()), Some("org/b"));
+        assert_eq!(renewed.reported.len(), 1);
+
+        let props = r#"{"total_slots":1,"model_path":"/m/a.gguf"}"#;
+        let pages = [("/health", 200, "{}"), ("/v1/models", 200, LIST), ("/props", 200, props)];
+        let staged = Staged::start(&pages).await;
+        let llama = remote(&server(ServerKind::LlamaCpp, staged.port));
+        let state = llama.observe(&unknown(ServerKind::LlamaCpp)).await;
+        assert_eq!(state.reported(&"m".into()), Some("/m/a.gguf"));
+        let again = llama.observe(&state).await;
+        assert_eq!(again.reported, state.reported);
     }
 
     #[tokio::test]
