@@ -277,7 +277,33 @@ def ranked():
     save("ranked.json", {"tokens": tokens, "texts": texts, "families": families, "tekkens": tekkens})
 
 
-PARTS = {"splits": splits, "models": models, "ranked": ranked}
+def sentencepiece_files():
+    """SentencePiece models alone, and ids by sentencepiece."""
+    import base64
+    import tempfile
+
+    import sentencepiece
+
+    with tempfile.NamedTemporaryFile("w", suffix=".tsv") as rules:
+        for before, after in CHARACTERS.items():
+            rules.write(" ".join(f"{ord(c):X}" for c in before) + "\t" + " ".join(f"{ord(c):X}" for c in after) + "\n")
+        rules.flush()
+        models = [
+            pieces("bpe", 700, byte_fallback=True, normalization_rule_name="identity", remove_extra_whitespaces=False)[0],
+            pieces("bpe", 700, add_dummy_prefix=False, normalization_rule_name="identity")[0],
+            pieces("unigram", 600, normalization_rule_tsv=rules.name)[0],
+        ]
+    # It finds no control piece in a text, where a template writes them; and puts a space before the whole text
+    # only, not behind each piece that is cut out.
+    texts = [text for text in TEXTS + mixed(40, 6) if "<s>" not in text and "\0" not in text]
+    made = []
+    for model in models:
+        processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+        made.append({"file": base64.b64encode(model).decode(), "ids": processor.encode(texts), "user": processor.piece_to_id("<|user|>")})
+    save("sentencepiece.json", {"texts": texts, "models": made})
+
+
+PARTS = {"splits": splits, "models": models, "ranked": ranked, "sentencepiece": sentencepiece_files}
 
 
 if __name__ == "__main__":

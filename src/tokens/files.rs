@@ -1,7 +1,7 @@
 //! Reads a model folder as the Hugging Face libraries lay it out, or finds the GGUF file or another form of
 //! vocabulary in it.
 
-use super::{LoadError, gguf_vocab, tekken, tiktoken, unspellable};
+use super::{LoadError, gguf_vocab, sentencepiece, tekken, tiktoken, unspellable};
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 use std::{
@@ -46,6 +46,10 @@ impl Folder {
             return gguf_vocab::folder(&file);
         }
         let mut tokenizer_config = object(&folder.join("tokenizer_config.json"))?;
+        // The older place of the names of special tokens.
+        for (name, token) in object(&folder.join("special_tokens_map.json"))? {
+            tokenizer_config.entry(name).or_insert(token);
+        }
         let config = object(&folder.join("config.json"))?;
         let (text, mut tokenizer) = match read(&path)? {
             Some(text) => {
@@ -89,7 +93,13 @@ fn other_vocabulary(
             tiktoken::tokenizer(&text, &name, tokenizer_config, config).map_err(told)?;
         return Ok((text, tokenizer));
     }
-    Err(LoadError::Missing(folder.join("tokenizer.json")))
+    let path = folder.join("tokenizer.model");
+    let Some(bytes) = read_bytes(&path)? else {
+        return Err(LoadError::Missing(folder.join("tokenizer.json")));
+    };
+    let tokenizer = sentencepiece::tokenizer(&bytes, tokenizer_config).map_err(told)?;
+    sentencepiece::name_tokens(tokenizer_config, &tokenizer);
+    Ok((tokenizer.to_string(), tokenizer))
 }
 
 /// `tiktoken.model`, `NAME.tiktoken`, or a `tokenizer.model` that has this form.
@@ -202,6 +212,13 @@ fn take_templates(found: &mut BTreeMap<String, String>, value: Option<&Value>) {
 
 /// A file's text, `None` if there is no such file.
 fn read(path: &Path) -> Result<Option<String>, LoadError> {
+    let Some(bytes) = read_bytes(path)? else { return Ok(None) };
+    let text = String::from_utf8(bytes);
+    text.map(Some).map_err(|error| LoadError::Unreadable(path.to_owned(), error.to_string()))
+}
+
+/// A file's bytes, `None` if there is no such file.
+fn read_bytes(path: &Path) -> Result<Option<Vec<u8>>, LoadError> {
     let told = |error: io::Error| LoadError::Unreadable(path.to_owned(), error.to_string());
     match fs::metadata(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -211,7 +228,7 @@ fn read(path: &Path) -> Result<Option<String>, LoadError> {
         }
         Ok(_) => {}
     }
-    fs::read_to_string(path).map(Some).map_err(told)
+    fs::read(path).map(Some).map_err(told)
 }
 
 fn parse(path: &Path, text: &str) -> Result<Value, LoadError> {

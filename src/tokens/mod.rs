@@ -27,6 +27,7 @@ mod python;
 mod ranked;
 #[cfg(test)]
 mod ranked_tests;
+mod sentencepiece;
 mod tekken;
 mod template;
 mod tiktoken;
