@@ -91,9 +91,10 @@ macro_rules! any_case {
     };
 }
 
-/// Digits by threes from the right; what stands before them stays with the first. Of a number of more
-/// than 300 digits only the end is cut so: else each digit would look at all that follow.
-const GROUPS: &str = r"\P{N}*\p{N}{1,3}(?=(?>(?:\p{N}{3}){0,100})(?!\p{N}))";
+/// Digits by threes from the right; what stands before them stays with the first. A number of more than
+/// 60 digits is cut by threes from the left until so many are left: else each digit would look at all that
+/// follow.
+const GROUPS: &str = r"\P{N}*(?:\p{N}{1,3}(?=(?>(?:\p{N}{3}){0,20})(?!\p{N}))|\p{N}{3})";
 
 const TINY_AYA: [&str; 2] = [GROUPS, any_case!(r"\p{N}{1,3}")];
 
@@ -109,8 +110,8 @@ const AFMOE: [&str; 3] = [
     DEEPSEEK_WORDS,
 ];
 
-/// ASCII digits by threes from the right, within runs of any digits.
-const SUPER: [&str; 2] = [r"\p{N}+", r"(?=(?>(?:[0-9]{3}){1,100})(?![0-9]))"];
+/// ASCII digits by threes from the right, within runs of any digits; at most the last 60.
+const SUPER: [&str; 2] = [r"\p{N}+", r"(?=(?>(?:[0-9]{3}){1,20})(?![0-9]))"];
 
 macro_rules! han {
     () => {
