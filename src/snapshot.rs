@@ -7,7 +7,6 @@ use crate::{
     units::{Bytes, Tokens},
 };
 use serde::Serialize;
-use std::collections::BTreeMap;
 use tokio::time::Instant;
 
 pub use crate::ids::ServerKind;
@@ -116,6 +115,15 @@ pub struct ServedModel {
     pub context_window: Option<Tokens>,
 }
 
+/// What a server says it loaded.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reported {
+    /// Of which of its models it speaks; `None` of all.
+    pub model: Option<ModelName>,
+    /// A path on the server's host, or a name in a hub such as `org/name`. The server's words, not checked.
+    pub source: String,
+}
+
 /// How busy a server says it is. Fields that its kind does not report are `None`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Load {
@@ -147,14 +155,14 @@ pub struct ServerState {
     pub health: Health,
     /// What it serves; kept from the last good round when a later one fails.
     pub models: Vec<ServedModel>,
+    /// What it says it loaded; like the models, kept from the last good round.
+    pub reported: Vec<Reported>,
     /// How busy it says it is.
     pub load: Load,
     /// How much it can hold.
     pub capacity: Capacity,
     /// Version text, where the server tells it.
     pub version: Option<String>,
-    /// Where each model's files are, as the server says: a path on its host, or a repository's name.
-    pub reported: BTreeMap<ModelName, String>,
     /// When the last round that the server answered ended.
     pub read_at: Option<Instant>,
 }
@@ -167,11 +175,47 @@ impl ServerState {
             kind,
             health: Health::Unknown,
             models: Vec::new(),
+            reported: Vec::new(),
             load: Load::default(),
             capacity: Capacity::default(),
             version: None,
-            reported: BTreeMap::new(),
             read_at: None,
         }
+    }
+
+    /// What it says it loaded for a model: what it says of this one, else what it says of all. Of a server
+    /// that lists one model only, its word holds under any name.
+    pub fn reported(&self, model: &ModelName) -> Option<&str> {
+        let of = |model: Option<&ModelName>| {
+            self.reported.iter().find(|reported| reported.model.as_ref() == model)
+        };
+        let only = || match self.reported.as_slice() {
+            [only] => Some(only),
+            _ => None,
+        };
+        of(Some(model)).or_else(|| of(None)).or_else(only).map(|found| found.source.as_str())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_servers_word_on_one_model_goes_before_its_word_on_all() {
+        let mut state = ServerState::unknown("s".into(), ServerKind::Vllm);
+        let word = |model: Option<&str>, source: &str| Reported {
+            model: model.map(ModelName::from),
+            source: source.into(),
+        };
+        assert_eq!(state.reported(&"a".into()), None);
+        state.reported = vec![word(Some("a"), "org/a")];
+        assert_eq!(state.reported(&"any".into()), Some("org/a"));
+        state.reported.push(word(Some("b"), "org/b"));
+        assert_eq!(state.reported(&"b".into()), Some("org/b"));
+        assert_eq!(state.reported(&"any".into()), None, "which of the two?");
+        state.reported.push(word(None, "/m"));
+        assert_eq!(state.reported(&"any".into()), Some("/m"));
+        assert_eq!(state.reported(&"a".into()), Some("org/a"));
     }
 }

@@ -7,6 +7,7 @@ use crate::{
     ids::{ModelName, ServerKind},
     pipeline::{Live, auth::Keys, count::Counters},
     servers::{ModelServer, http::ClientLimits, remote::Remote},
+    tokens::locate::{Roots, locate},
 };
 use std::{path::PathBuf, sync::Arc};
 use tokio::time::Instant;
@@ -32,10 +33,30 @@ pub(super) async fn live(settings: Settings, before: Option<&Live>) -> Result<Li
     Ok(Live { settings, keys, admission, counters })
 }
 
-/// Where the files of a model are that nobody configured: where its server says, if they are on this host.
-pub(super) fn find_files(_: &ModelName, _: ServerKind, reported: Option<&str>) -> Option<PathBuf> {
-    let path = PathBuf::from(reported?);
-    (path.is_absolute() && path.exists()).then_some(path)
+/// Where the files of a model are that nobody configured: in the caches of this host, or where its server
+/// says.
+pub(super) fn find_files(
+    model: &ModelName,
+    _: ServerKind,
+    reported: Option<&str>,
+) -> Option<PathBuf> {
+    let roots = Roots::from_env(|name| std::env::var_os(name));
+    match locate(model.as_str(), reported, &roots) {
+        Ok(found) => {
+            if let Some(why) = found.chats_differ {
+                tracing::info!(
+                    model = model.as_str(),
+                    why,
+                    "chats may not be counted with its files"
+                );
+            }
+            Some(found.path)
+        }
+        Err(none) => {
+            tracing::debug!(model = model.as_str(), %none, "counted by its server or estimated");
+            None
+        }
+    }
 }
 
 pub(super) fn client_limits(settings: &Settings) -> ClientLimits {

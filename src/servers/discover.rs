@@ -100,7 +100,9 @@ impl Signs {
             return (ServerKind::LlamaCpp, props.version);
         }
         for path in sglang::INFO {
-            if let Some((version, _)) = self.page(path).await.and_then(|page| sglang::info(&page)) {
+            if let Some(sglang::Info { version, .. }) =
+                self.page(path).await.and_then(|page| sglang::info(&page))
+            {
                 return (ServerKind::Sglang, version);
             }
         }

@@ -37,7 +37,7 @@ pub struct Props {
     pub capacity: Capacity,
     /// Build number and commit.
     pub version: Option<String>,
-    /// Where the model's file is, on its host.
+    /// The file it loaded, as it was named to it.
     pub model_path: Option<String>,
     /// The model left its memory (`--sleep-idle-seconds`); the next request loads it again.
     pub sleeping: bool,
@@ -55,14 +55,13 @@ pub fn props(page: &[u8]) -> Option<Props> {
     let slots = page.get("total_slots").and_then(openai::positive)?;
     let context = page.pointer("/default_generation_settings/n_ctx").and_then(openai::positive);
     let version = page.get("build_info").and_then(Value::as_str);
-    let path = page.get("model_path").and_then(Value::as_str);
     Some(Props {
-        model_path: path.filter(|path| openai::is_path(path)).map(str::to_owned),
         capacity: Capacity {
             kv_tokens: context.map(Tokens),
             max_running: Some(u32::try_from(slots).unwrap_or(u32::MAX)),
         },
         version: version.filter(|version| !version.is_empty()).map(str::to_owned),
+        model_path: openai::text_at(&page, "/model_path"),
         sleeping: page.get("is_sleeping").and_then(Value::as_bool).unwrap_or(false),
     })
 }
@@ -179,6 +178,7 @@ mod tests {
         let room = Capacity { kv_tokens: Some(Tokens(8192)), max_running: Some(4) };
         assert_eq!(props.capacity, room);
         assert_eq!(props.version.as_deref(), Some("b9000-0c1e570"));
+        assert_eq!(props.model_path.as_deref(), Some("/m/a.gguf"));
         assert!(props.sleeping);
         assert_eq!(super::props(br#"{"version":"1"}"#), None);
     }

@@ -4,12 +4,11 @@
 
 use crate::{
     ids::ModelName,
-    snapshot::{Load, ServedModel},
+    snapshot::{Load, Reported, ServedModel},
     units::Tokens,
 };
 use bytes::Bytes;
 use serde_json::{Map, Value, json};
-use std::collections::BTreeMap;
 
 /// Models taken from one server's list. A list longer than this is cut: it is not a host's.
 pub const MODELS_MAX: usize = 1024;
@@ -47,25 +46,6 @@ pub fn models(page: &[u8]) -> Option<Vec<ServedModel>> {
     Some(models)
 }
 
-/// Where the models' files are, as `root` of their cards tells it (vLLM, SGLang): a path, or the name of a
-/// repository. Only of listed names; a name that stands for itself says nothing.
-pub fn roots(page: &[u8]) -> BTreeMap<ModelName, String> {
-    let page: Value = serde_json::from_slice(page).unwrap_or_default();
-    let cards = page.get("data").and_then(Value::as_array);
-    let root = |card: &Value| {
-        let [id, root] = ["id", "root"].map(|key| card.get(key).and_then(Value::as_str));
-        let (id, root) = id.zip(root)?;
-        (is_name(id) && is_path(root)).then(|| (ModelName::from(id), root.to_owned()))
-    };
-    cards.into_iter().flatten().take(MODELS_MAX).filter_map(root).collect()
-}
-
-/// What may be looked for as a path.
-pub(super) fn is_path(text: &str) -> bool {
-    const PATH_BYTES_MAX: usize = 4096;
-    !text.is_empty() && text.len() <= PATH_BYTES_MAX && !text.chars().any(char::is_control)
-}
-
 /// Names go to callers, to terminals and into metrics: what cannot be one is left out.
 fn is_name(name: &str) -> bool {
     const NAME_BYTES_MAX: usize = 256;
@@ -84,6 +64,37 @@ fn inherited(card: &Value, cards: &[Value]) -> Option<Tokens> {
     };
     // The parent is a served name; some servers give the base model's path instead.
     named("id").and_then(window).or_else(|| named("root").and_then(window))
+}
+
+/// What a model list says was loaded: `root` (vLLM), where it says more than the name. An adapter has the
+/// vocabulary of its base model.
+pub fn reported(page: &[u8]) -> Vec<Reported> {
+    let page: Value = serde_json::from_slice(page).unwrap_or_default();
+    let cards = page.get("data").and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
+    let text = |card: &Value, key: &str| card.get(key)?.as_str().map(str::to_owned);
+    let is_parent = |card: &Value, parent: &str| {
+        ["id", "root"].iter().any(|key| card.get(key).and_then(Value::as_str) == Some(parent))
+    };
+    let told = |card: &Value| {
+        let name = text(card, "id").filter(|name| is_name(name))?;
+        let source = match text(card, "parent") {
+            Some(parent) => {
+                let base = cards.iter().find(|card| is_parent(card, &parent));
+                base.and_then(|base| text(base, "root")).unwrap_or(parent)
+            }
+            None => text(card, "root")?,
+        };
+        let model = Some(ModelName::from(name.as_str()));
+        (source != name).then_some(Reported { model, source: self::source(source)? })
+    };
+    cards.iter().take(MODELS_MAX).filter_map(told).collect()
+}
+
+/// A path or a name that a server reports, if it can be one.
+pub(super) fn source(text: String) -> Option<String> {
+    const SOURCE_BYTES_MAX: usize = 4096;
+    let plain = !text.chars().any(char::is_control);
+    (!text.is_empty() && text.len() <= SOURCE_BYTES_MAX && plain).then_some(text)
 }
 
 /// What is served when the operator names the models: those names, with the windows the server tells.
@@ -129,6 +140,11 @@ pub(super) fn told_nothing(load: &Load) -> bool {
 pub(super) fn text(page: &[u8], place: &str) -> Option<String> {
     let page: Value = serde_json::from_slice(page).ok()?;
     page.pointer(place)?.as_str().filter(|text| !text.is_empty()).map(str::to_owned)
+}
+
+/// A path or a name at `place` that a server reports.
+pub(super) fn text_at(page: &Value, place: &str) -> Option<String> {
+    source(page.pointer(place)?.as_str()?.to_owned())
 }
 
 // === counting ===
@@ -251,13 +267,21 @@ mod tests {
     }
 
     #[test]
-    fn cards_tell_where_the_files_are() {
-        let page = br#"{"data":[{"id":"a","root":"/models/a"},{"id":"b","root":"org/b"},{"id":"c"},
-            {"id":"d","root":""},{"id":"e","root":7}]}"#;
-        let told = roots(page);
-        let told: Vec<_> = told.iter().map(|(id, root)| (id.as_str(), root.as_str())).collect();
-        assert_eq!(told, [("a", "/models/a"), ("b", "org/b")]);
-        assert!(roots(b"<html>").is_empty());
+    fn a_list_tells_what_was_loaded() {
+        let page = json!({"data": [
+            {"id": "chat", "root": "/models/chat-7b", "parent": null},
+            {"id": "adapter", "root": "/adapters/x", "parent": "chat"},
+            {"id": "by-path", "root": "/adapters/y", "parent": "/models/chat-7b"},
+            {"id": "org/name", "root": "org/name"}, {"id": "silent"}, {"id": "odd", "root": "a\u{7}"},
+            {"id": "long", "root": "x".repeat(5000)},
+        ]});
+        let told: Vec<(String, String)> = reported(page.to_string().as_bytes())
+            .into_iter()
+            .map(|told| (told.model.unwrap().to_string(), told.source))
+            .collect();
+        let chat = |name: &str| (name.to_owned(), "/models/chat-7b".to_owned());
+        assert_eq!(told, [chat("chat"), chat("adapter"), chat("by-path")]);
+        assert_eq!(reported(b"nope"), []);
     }
 
     #[test]

@@ -12,13 +12,12 @@ use super::{
 use crate::{
     config::{Place, Server},
     ids::{ModelName, ServerId},
-    snapshot::{Capacity, Health, Load, ServerKind, ServerState},
+    snapshot::{Capacity, Health, Load, Reported, ServerKind, ServerState},
     units::Tokens,
 };
 use bytes::Bytes;
 use http::StatusCode;
 use std::{
-    collections::BTreeMap,
     sync::{Mutex, PoisonError},
     time::Duration,
 };
@@ -79,6 +78,18 @@ enum Page {
     Locked(StatusCode),
     /// It did not come this time.
     Missing,
+}
+
+/// What the model list says of each model; what another page said of all stays.
+fn take_reported(state: &mut ServerState, told: Vec<Reported>) {
+    state.reported.retain(|reported| reported.model.is_none());
+    state.reported.extend(told);
+}
+
+/// What a page says of all models.
+fn take_source(state: &mut ServerState, source: Option<String>) {
+    state.reported.retain(|reported| reported.model.is_some());
+    state.reported.extend(source.map(|source| Reported { model: None, source }));
 }
 
 impl Remote {
@@ -147,6 +158,7 @@ impl Remote {
         if path == MODELS && status == StatusCode::OK {
             return match openai::models(&page) {
                 Some(listed) => {
+                    take_reported(state, openai::reported(&page));
                     self.take_models(state, listed);
                     (Health::Up, true)
                 }
@@ -164,10 +176,8 @@ impl Remote {
             match self.page(MODELS, until).await {
                 Page::Here(page) => {
                     if let Some(listed) = openai::models(&page) {
+                        take_reported(state, openai::reported(&page));
                         self.take_models(state, listed);
-                        if self.kind != ServerKind::LlamaCpp {
-                            take_reported(state, openai::roots(&page));
-                        }
                     }
                 }
                 Page::Locked(status) => {
@@ -235,8 +245,9 @@ impl Remote {
                 break;
             }
             if let Page::Here(page) = self.page(path, until).await
-                && let Some((version, capacity)) = sglang::info(&page)
+                && let Some(sglang::Info { version, capacity, source }) = sglang::info(&page)
             {
+                take_source(state, source);
                 state.version = version.or(state.version.take());
                 // The loads page knows better, where there is one.
                 state.capacity = if seen.no_loads {
@@ -261,13 +272,9 @@ impl Remote {
                 Page::Here(page) => {
                     if let Some(props) = llamacpp::props(&page) {
                         seen.sleeping = props.sleeping;
+                        take_source(state, props.model_path);
                         state.version = props.version.or(state.version.take());
                         state.capacity = known(props.capacity, state.capacity.clone());
-                        let path = props.model_path.into_iter();
-                        let all = path.flat_map(|path| {
-                            state.models.iter().map(move |model| (model.name.clone(), path.clone()))
-                        });
-                        state.reported = all.collect();
                     }
                 }
                 // Its model list is open to all, so this is where a wrong key shows.
@@ -384,18 +391,6 @@ impl Remote {
             status => Told::Failed(format!("{path} answers {status}")),
         }
     }
-}
-
-/// Where the models' files are. A model that the operator named otherwise than the server does is the one
-/// that it lists, where that is only one.
-fn take_reported(state: &mut ServerState, mut told: BTreeMap<ModelName, String>) {
-    let mut roots = told.values();
-    if let (Some(only), None) = (roots.next().cloned(), roots.next()) {
-        for model in &state.models {
-            told.entry(model.name.clone()).or_insert_with(|| only.clone());
-        }
-    }
-    state.reported = told;
 }
 
 /// The first word on each, else the second.
@@ -523,6 +518,32 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn what_a_server_loaded_is_kept_and_renewed() {
+        let list = |root: &str| format!(r#"{{"data":[{{"id":"m","root":"{root}"}}]}}"#);
+        let staged = vllm().await;
+        staged.page("/v1/models", 200, &list("org/a"));
+        let vllm = remote(&server(ServerKind::Vllm, staged.port));
+        let first = vllm.observe(&unknown(ServerKind::Vllm)).await;
+        assert_eq!(first.reported(&"m".into()), Some("org/a"));
+        staged.page("/v1/models", 500, "oops");
+        let kept = vllm.observe(&first).await;
+        assert_eq!(kept.reported(&"m".into()), Some("org/a"));
+        staged.page("/v1/models", 200, &list("org/b"));
+        let renewed = vllm.observe(&kept).await;
+        assert_eq!(renewed.reported(&"m".into()), Some("org/b"));
+        assert_eq!(renewed.reported.len(), 1);
+
+        let props = r#"{"total_slots":1,"model_path":"/m/a.gguf"}"#;
+        let pages = [("/health", 200, "{}"), ("/v1/models", 200, LIST), ("/props", 200, props)];
+        let staged = Staged::start(&pages).await;
+        let llama = remote(&server(ServerKind::LlamaCpp, staged.port));
+        let state = llama.observe(&unknown(ServerKind::LlamaCpp)).await;
+        assert_eq!(state.reported(&"m".into()), Some("/m/a.gguf"));
+        let again = llama.observe(&state).await;
+        assert_eq!(again.reported, state.reported);
+    }
+
+    #[tokio::test]
     async fn a_missing_page_takes_only_the_load_with_it() {
         let staged = vllm().await;
         let remote = remote(&server(ServerKind::Vllm, staged.port));
@@ -637,10 +658,10 @@ mod tests {
         let staged = Staged::start(&[("/health", 200, ""), ("/v1/models", 200, list)]).await;
         let mut told = server(ServerKind::Vllm, staged.port);
         let state = remote(&told).observe(&unknown(ServerKind::Vllm)).await;
-        assert_eq!(state.reported, BTreeMap::from([("m".into(), "/models/m".into())]));
+        assert_eq!(state.reported(&"m".into()), Some("/models/m"));
         told.models = vec!["mine".into()];
         let state = remote(&told).observe(&unknown(ServerKind::Vllm)).await;
-        assert_eq!(state.reported[&ModelName::from("mine")], "/models/m");
+        assert_eq!(state.reported(&"mine".into()), Some("/models/m"));
 
         let props = r#"{"default_generation_settings":{"n_ctx":1000},"total_slots":2,
             "model_path":"/models/a.gguf"}"#;
@@ -651,7 +672,7 @@ mod tests {
         for _ in 0..3 {
             // The page is not read in every round; what it told stays.
             state = remote.observe(&state).await;
-            assert_eq!(state.reported[&ModelName::from("m")], "/models/a.gguf");
+            assert_eq!(state.reported(&"m".into()), Some("/models/a.gguf"));
         }
     }
 

@@ -19,8 +19,8 @@ pub const HEALTH: &str = "/health";
 pub const LOADS: &str = "/v1/loads?include=core";
 /// Only with `--enable-metrics`.
 pub const METRICS: &str = "/metrics";
-/// Version and capacity; the second is the spelling of older versions. It also holds secrets, so
-/// nothing of it is ever logged or kept but the two.
+/// Version, capacity and the model's place; the second is the spelling of older versions. It also holds
+/// secrets, so nothing of it is ever logged or kept but these.
 pub const INFO: [&str; 2] = ["/server_info", "/get_server_info"];
 /// Counts tokens.
 pub const TOKENIZE: &str = "/tokenize";
@@ -87,8 +87,19 @@ pub fn load(page: &str) -> Load {
     }
 }
 
-/// Version and capacity from `/server_info`. `None`: this is not such a page.
-pub fn info(page: &[u8]) -> Option<(Option<String>, Capacity)> {
+/// What `/server_info` tells.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Info {
+    /// Version text.
+    pub version: Option<String>,
+    /// What it can hold.
+    pub capacity: Capacity,
+    /// Where its tokenizer comes from: a path or a name in a hub.
+    pub source: Option<String>,
+}
+
+/// Reads `/server_info`. `None`: this is not such a page.
+pub fn info(page: &[u8]) -> Option<Info> {
     let page: Value = serde_json::from_slice(page).ok()?;
     let room = page.get("max_total_num_tokens").and_then(openai::positive);
     let states = page.get("internal_states").and_then(Value::as_array);
@@ -104,7 +115,9 @@ pub fn info(page: &[u8]) -> Option<(Option<String>, Capacity)> {
         max_running: most.map(|most| u32::try_from(most).unwrap_or(u32::MAX)),
     };
     let version = page.get("version").and_then(Value::as_str).map(str::to_owned);
-    Some((version, capacity))
+    let source = ["/tokenizer_path", "/model_path"];
+    let source = source.iter().find_map(|place| openai::text_at(&page, place));
+    Some(Info { version, capacity, source })
 }
 
 /// How to count the input of a call. `None`: it would not be exact.
@@ -204,11 +217,14 @@ sglang:token_usage{model_name="m",tp_rank="0",dp_rank="1"} 0.4
         let page = br#"{"version":"0.5.23","model_path":"m","dp_size":2,"api_key":"secret",
             "max_total_num_tokens":5000,
             "internal_states":[{"effective_max_running_requests_per_dp":16}]}"#;
-        let (version, capacity) = info(page).unwrap();
-        assert_eq!(version.as_deref(), Some("0.5.23"));
+        let info = info(page).unwrap();
+        assert_eq!(info.version.as_deref(), Some("0.5.23"));
         let whole = Capacity { kv_tokens: Some(Tokens(10_000)), max_running: Some(32) };
-        assert_eq!(capacity, whole);
-        assert_eq!(info(br#"{"vllm_config":"x"}"#), None);
+        assert_eq!(info.capacity, whole);
+        assert_eq!(info.source.as_deref(), Some("m"));
+        let apart = br#"{"max_total_num_tokens":1,"model_path":"m","tokenizer_path":"/t"}"#;
+        assert_eq!(super::info(apart).unwrap().source.as_deref(), Some("/t"));
+        assert_eq!(super::info(br#"{"vllm_config":"x"}"#), None);
     }
 
     fn asked(call: Value) -> Value {

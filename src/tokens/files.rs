@@ -1,11 +1,13 @@
-//! Reads a model folder as the Hugging Face libraries lay it out, or finds the GGUF file in it.
+//! Reads a model folder as the Hugging Face libraries lay it out, or finds the GGUF file or another form of
+//! vocabulary in it.
 
-use super::{LoadError, gguf_vocab};
+use super::{LoadError, gguf_vocab, sentencepiece, tekken, tiktoken, unspellable};
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 use std::{
     collections::BTreeMap,
-    fs, io,
+    fs,
+    io::{self, Read as _},
     path::{Path, PathBuf},
 };
 
@@ -43,21 +45,82 @@ impl Folder {
         {
             return gguf_vocab::folder(&file);
         }
-        let text = read(&path)?.ok_or_else(|| LoadError::Missing(path.clone()))?;
-        let tokenizer = parse(&path, &text)?;
-        let tokenizer_config = object(&folder.join("tokenizer_config.json"))?;
+        let mut tokenizer_config = object(&folder.join("tokenizer_config.json"))?;
+        // The older place of the names of special tokens.
+        for (name, token) in object(&folder.join("special_tokens_map.json"))? {
+            tokenizer_config.entry(name).or_insert(token);
+        }
+        let config = object(&folder.join("config.json"))?;
+        let (text, mut tokenizer) = match read(&path)? {
+            Some(text) => {
+                let tokenizer = parse(&path, &text)?;
+                (text, tokenizer)
+            }
+            None => other_vocabulary(folder, &mut tokenizer_config, &config)?,
+        };
+        unspellable::hide(&mut tokenizer);
         let templates = templates(folder, &tokenizer_config)?;
         let fingerprint = fingerprint(&text, &tokenizer_config, &templates);
         Ok(Self {
             tokenizer,
             tokenizer_config,
-            config: object(&folder.join("config.json"))?,
+            config,
             generation_config: object(&folder.join("generation_config.json"))?,
             templates,
             fingerprint,
             is_gguf: false,
         })
     }
+}
+
+/// The vocabulary of a folder without `tokenizer.json`: the text of its file, and what it says as such a
+/// file.
+fn other_vocabulary(
+    folder: &Path,
+    tokenizer_config: &mut Map<String, Value>,
+    config: &Map<String, Value>,
+) -> Result<(String, Value), LoadError> {
+    let told = |error| LoadError::Tokenizer(error);
+    if let Some(text) = read(&folder.join("tekken.json"))? {
+        let tokenizer = tekken::tokenizer(&text).map_err(told)?;
+        tekken::name_tokens(tokenizer_config);
+        return Ok((text, tokenizer));
+    }
+    if let Some(path) = tiktoken_file(folder) {
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let text = read(&path)?.ok_or_else(|| LoadError::Missing(path.clone()))?;
+        let tokenizer =
+            tiktoken::tokenizer(&text, &name, tokenizer_config, config).map_err(told)?;
+        return Ok((text, tokenizer));
+    }
+    let path = folder.join("tokenizer.model");
+    let Some(bytes) = read_bytes(&path)? else {
+        return Err(LoadError::Missing(folder.join("tokenizer.json")));
+    };
+    let tokenizer = sentencepiece::tokenizer(&bytes, tokenizer_config).map_err(told)?;
+    sentencepiece::name_tokens(tokenizer_config, &tokenizer);
+    Ok((tokenizer.to_string(), tokenizer))
+}
+
+/// `tiktoken.model`, `NAME.tiktoken`, or a `tokenizer.model` that has this form.
+fn tiktoken_file(folder: &Path) -> Option<PathBuf> {
+    let has_form = |path: &PathBuf| {
+        let mut start = Vec::with_capacity(512);
+        let file = fs::File::open(path).ok();
+        let read = file.map(|file| file.take(512).read_to_end(&mut start));
+        read.is_some_and(|read| read.is_ok()) && tiktoken::is_such(&start)
+    };
+    let entries = fs::read_dir(folder).ok()?.flatten().take(ENTRIES_MAX);
+    let mut named: Vec<PathBuf> = entries
+        .map(|entry| entry.path())
+        .filter(|path| path.extension().is_some_and(|end| end == "tiktoken"))
+        .collect();
+    named.sort();
+    ["tiktoken.model", "tokenizer.model"]
+        .map(|name| folder.join(name))
+        .into_iter()
+        .chain(named)
+        .find(has_form)
 }
 
 /// 16 hex digits that change with any of these.
@@ -149,6 +212,13 @@ fn take_templates(found: &mut BTreeMap<String, String>, value: Option<&Value>) {
 
 /// A file's text, `None` if there is no such file.
 fn read(path: &Path) -> Result<Option<String>, LoadError> {
+    let Some(bytes) = read_bytes(path)? else { return Ok(None) };
+    let text = String::from_utf8(bytes);
+    text.map(Some).map_err(|error| LoadError::Unreadable(path.to_owned(), error.to_string()))
+}
+
+/// A file's bytes, `None` if there is no such file.
+fn read_bytes(path: &Path) -> Result<Option<Vec<u8>>, LoadError> {
     let told = |error: io::Error| LoadError::Unreadable(path.to_owned(), error.to_string());
     match fs::metadata(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -158,7 +228,7 @@ fn read(path: &Path) -> Result<Option<String>, LoadError> {
         }
         Ok(_) => {}
     }
-    fs::read_to_string(path).map(Some).map_err(told)
+    fs::read(path).map(Some).map_err(told)
 }
 
 fn parse(path: &Path, text: &str) -> Result<Value, LoadError> {

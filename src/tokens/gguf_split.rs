@@ -43,39 +43,158 @@ const SEED: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}
 
 const BAILING: &str = r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+";
 
+/// English contractions behind a word, in any case.
+macro_rules! contraction {
+    () => {
+        r"(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])?"
+    };
+}
+
+/// What most patterns of words end with: signs, lines, spaces.
+macro_rules! rest {
+    ($line_ends:literal) => {
+        concat!(r"| ?[^\s\p{L}\p{N}]+[", $line_ends, r"]*|\s*[\r\n]+|\s+(?!\S)|\s+")
+    };
+}
+
 /// A word in capitals, then small letters. To llama.cpp every letter beyond `a` to `z` may stand for a
-/// capital, and marks belong to no word; the models' own files differ in both.
+/// capital, and marks belong to no word but where `$letters` says so; the models' own files differ in both.
 macro_rules! by_case {
-    ($contraction:literal, $digits:literal) => {
+    ($letters:literal, $contraction:expr, $digits:literal) => {
         concat!(
-            r"[^\r\n\p{L}\p{N}]?[\p{L}&&[^a-z]]*[\p{L}&&[^A-Z]]+",
+            r"[^\r\n\p{L}\p{N}]?[",
+            $letters,
+            r"&&[^a-z]]*[",
+            $letters,
+            r"&&[^A-Z]]+",
             $contraction,
-            r"|[^\r\n\p{L}\p{N}]?[\p{L}&&[^a-z]]+[\p{L}&&[^A-Z]]*",
+            r"|[^\r\n\p{L}\p{N}]?[",
+            $letters,
+            r"&&[^a-z]]+[",
+            $letters,
+            r"&&[^A-Z]]*",
             $contraction,
             "|",
             $digits,
-            r"| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+            rest!(r"\r\n/")
         )
     };
 }
-const TEKKEN: &str = by_case!("", r"\p{N}");
-const GPT_4O: &str =
-    by_case!(r"(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])?", r"\p{N}{1,3}");
+const TEKKEN: &str = by_case!(r"\p{L}", "", r"\p{N}");
+const GPT_4O: &str = by_case!(r"\p{L}", contraction!(), r"\p{N}{1,3}");
+const GRANITE: &str = by_case!(r"[\p{L}\p{M}]", contraction!(), r"\p{N}{1,3}");
 
-/// The fourth pattern covers white space beyond ASCII in the model's own file, not in llama.cpp.
-const DEEPSEEK_CODER: [&str; 5] = [
-    r"[\r\n]",
-    r"\s?\p{L}+",
-    r"\s?\p{P}+",
-    "[[\u{4e00}-\u{9fa5}\u{800}-\u{4e00}\u{ac00}-\u{d7ff}]&&\\S]+",
-    DIGITS,
+/// Words with marks, of letters in any case.
+macro_rules! any_case {
+    ($digits:literal) => {
+        concat!(r"[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+", contraction!(), "|", $digits, rest!(r"\r\n/"))
+    };
+}
+
+/// Digits by threes from the right; what stands before them stays with the first. A number of more than
+/// 60 digits is cut by threes from the left until so many are left: else each digit would look at all that
+/// follow.
+const GROUPS: &str = r"\P{N}*(?:\p{N}{1,3}(?=(?>(?:\p{N}{3}){0,20})(?!\p{N}))|\p{N}{3})";
+
+const TINY_AYA: [&str; 2] = [GROUPS, any_case!(r"\p{N}{1,3}")];
+
+const YOUTU: [&str; 2] = [
+    "[\u{ac00}-\u{d7a3}\u{3131}-\u{318e}]+|[\u{ff01}\u{2026}\u{201c}\u{201d}\u{2018}\u{2019}\u{2014}\u{ff1a}\u{ff1b}\u{ff0c}\u{3001}-\u{303f}\u{fe30}-\u{fe4f}]+|[\u{3105}-\u{312f}]+|[\u{4e00}-\u{9fa5}\u{3040}-\u{309f}\u{30a0}-\u{30ff}]+",
+    any_case!(r"\p{N}"),
 ];
 
-/// The last pattern stands as the model's own file writes it: so the fast engine knows it.
-const DEEPSEEK_3: [&str; 3] = [
-    r"\p{N}{1,3}",
-    "[\u{4e00}-\u{9fa5}\u{3040}-\u{309f}\u{30a0}-\u{30ff}]+",
-    r##"[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"##,
+/// The scripts that are written without spaces, then the words of [`DEEPSEEK_3`].
+const AFMOE: [&str; 3] = [
+    GROUPS,
+    "[\u{4e00}-\u{9fff}\u{3400}-\u{4dbf}\u{8c48}-\u{faff}\u{3040}-\u{309f}\u{30a0}-\u{30ff}\u{ff65}-\u{ff9f}\u{2f00}-\u{2fdf}\u{e40}-\u{e7f}\u{e80}-\u{eff}\u{1780}-\u{17ff}\u{1000}-\u{109f}\u{aa60}-\u{aa7f}\u{a9e0}-\u{a9ff}\u{ac00}-\u{d7af}\u{1100}-\u{11ff}]+",
+    DEEPSEEK_WORDS,
+];
+
+/// ASCII digits by threes from the right, within runs of any digits; at most the last 60.
+const SUPER: [&str; 2] = [r"\p{N}+", r"(?=(?>(?:[0-9]{3}){1,20})(?![0-9]))"];
+
+macro_rules! han {
+    () => {
+        "\u{4e00}-\u{9fff}\u{3400}-\u{4dbf}\u{20000}-\u{2a6df}\u{2a700}-\u{2b73f}\u{2b740}-\u{2ebef}\u{f900}-\u{faff}\u{2f800}-\u{2fa1f}"
+    };
+}
+
+/// Runs of Han, then words without it. Marks belong to no word; in the model's own file they do.
+const KIMI: &str = concat!(
+    "[",
+    han!(),
+    r"]+|[^\r\n\p{L}\p{N}]?[\p{L}&&[^",
+    han!(),
+    "]]+",
+    contraction!(),
+    r"|\p{N}{1,3}",
+    rest!(r"\r\n")
+);
+
+const CHAMELEON: [&str; 6] = [
+    "<sentinel:[0-9]+>",
+    "IMGIMG[A-I]{1,4}Z",
+    r"[\t\n]|    |  ",
+    DIGITS,
+    r"[\p{P}!-/:-@\[-`{-~]",
+    GPT_2,
+];
+
+/// As [`LLAMA_3`], with runs of white space cut at powers of two.
+const JAIS_2: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s{512}(?!\S)|\s{256}(?!\S)|\s{128}(?!\S)|\s{64}(?!\S)|\s{32}(?!\S)|\s{16}(?!\S)|\s{8}(?!\S)|\s{4}(?!\S)|\s{1,2}(?!\S)|\s{1}";
+
+/// Words may be several, with a space between them.
+const EXAONE_MOE: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?(?:\p{L}\p{M}*(?: \p{L}\p{M}*)*)+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]?|\s*[\r\n]|\s+(?!\S)|\s+";
+
+/// Letters of scripts with two cases.
+macro_rules! cased {
+    () => {
+        "A-Za-z\u{b5}\u{c0}-\u{d6}\u{d8}-\u{f6}\u{f8}-\u{1ba}\u{1bc}-\u{1bf}\u{1c4}-\u{293}\
+    \u{295}-\u{2af}\u{370}-\u{373}\u{376}\u{377}\u{37b}-\u{37d}\u{37f}\u{386}\u{388}-\u{38a}\
+    \u{38c}\u{38e}-\u{3a1}\u{3a3}-\u{3f5}\u{3f7}-\u{481}\u{48a}-\u{52f}\u{531}-\u{556}\
+    \u{10a0}-\u{10c5}\u{13a0}-\u{13f5}\u{13f8}-\u{13fd}\u{1c90}-\u{1cba}\u{1cbd}-\u{1cbf}\
+    \u{1d00}-\u{1d2b}\u{1d6b}-\u{1d77}\u{1d79}-\u{1d9a}\u{1e00}-\u{1f15}\u{1f18}-\u{1f1d}\
+    \u{1f20}-\u{1f45}\u{1f48}-\u{1f4d}\u{1f50}-\u{1f57}\u{1f59}\u{1f5b}\u{1f5d}\
+    \u{1f5f}-\u{1f7d}\u{1f80}-\u{1fb4}\u{1fb6}-\u{1fbc}\u{1fbe}\u{1fc2}-\u{1fc4}\
+    \u{1fc6}-\u{1fcc}\u{1fd0}-\u{1fd3}\u{1fd6}-\u{1fdb}\u{1fe0}-\u{1fec}\u{1ff2}-\u{1ff4}\
+    \u{1ff6}-\u{1ffc}\u{2102}\u{2107}\u{210a}-\u{2113}\u{2115}\u{2119}-\u{211d}\u{2124}\
+    \u{2126}\u{2128}\u{212a}-\u{212d}\u{212f}-\u{2134}\u{2139}\u{213c}-\u{213f}\
+    \u{2145}-\u{2149}\u{214e}\u{2183}\u{2184}\u{2c00}-\u{2c7b}\u{2c7e}-\u{2ce4}\
+    \u{2ceb}-\u{2cee}\u{2cf2}\u{2cf3}\u{a640}-\u{a66d}\u{a680}-\u{a69b}\u{a722}-\u{a76f}\
+    \u{a771}-\u{a787}\u{a78b}-\u{a78e}\u{ab70}-\u{abbf}\u{fb00}-\u{fb06}\u{fb13}-\u{fb17}\
+    \u{ff21}-\u{ff3a}\u{ff41}-\u{ff5a}\u{10400}-\u{1044f}\u{104b0}-\u{104d3}\
+    \u{104d8}-\u{104fb}\u{10c80}-\u{10cb2}\u{10cc0}-\u{10cf2}\u{118a0}-\u{118df}\
+    \u{1e900}-\u{1e943}"
+    };
+}
+
+const DEEPSEEK_LLM: [&str; 6] = [
+    r"[\r\n]",
+    concat!(r"\s?[", cased!(), "]+"),
+    // Without the ideographic space, which is white space to llama.cpp first of all.
+    "\\s?[!-/:-~\u{ff01}-\u{ff0f}\u{ff1a}-\u{ff5e}\u{2018}-\u{201f}\u{3001}\u{3002}]+",
+    r"\s+$",
+    CJK,
+    r"\p{N}+",
+];
+
+/// Covers white space beyond ASCII in the models' own files, not in llama.cpp.
+const CJK: &str = "[[\u{4e00}-\u{9fa5}\u{800}-\u{4e00}\u{ac00}-\u{d7ff}]&&\\S]+";
+
+const DEEPSEEK_CODER: [&str; 5] = [r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", CJK, DIGITS];
+const BY_THREES: &str = r"\p{N}{1,3}";
+const HAN_AND_KANA: &str = "[\u{4e00}-\u{9fa5}\u{3040}-\u{309f}\u{30a0}-\u{30ff}]+";
+
+/// As the models' own files write it: so the fast engine knows it.
+const DEEPSEEK_WORDS: &str = r##"[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"##;
+
+const DEEPSEEK_3: [&str; 3] = [BY_THREES, HAN_AND_KANA, DEEPSEEK_WORDS];
+
+const SPARK: [&str; 4] = [
+    BY_THREES,
+    HAN_AND_KANA,
+    r##"[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+|[\r\n]|\s+(?!\S)|\s+"##,
+    DIGITS,
 ];
 
 const BLOOM: &str = " ?[^(\\s|.,!?\u{2026}\u{3002}\u{ff0c}\u{3001}\u{964}\u{6d4}\u{60c})]+";
@@ -107,7 +226,18 @@ impl Split {
             "qwen35" => split(&[QWEN_3_5]),
             "starcoder" | "refact" | "command-r" | "smollm" | "codeshell" | "exaone"
             | "minerva-7b" | "mellum2" => split(&[DIGITS, GPT_2]),
+            "deepseek-llm" => split(&DEEPSEEK_LLM),
             "deepseek-coder" => split(&DEEPSEEK_CODER),
+            "spark2_5" => split(&SPARK),
+            "youtu" => Self { ignore_merges: true, ..split(&YOUTU) },
+            "jais-2" => split(&[JAIS_2]),
+            "chameleon" => Self { add_bos: true, ..split(&CHAMELEON) },
+            "tiny_aya" | "cohere2moe" => split(&TINY_AYA),
+            "superbpe" => split(&SUPER),
+            "kimi-k2" => split(&[KIMI]),
+            "afmoe" => split(&AFMOE),
+            "exaone-moe" => split(&[EXAONE_MOE]),
+            "granite-embed-multi-97m" => Self { ignore_merges: true, ..split(&[GRANITE]) },
             "deepseek-v3" | "hunyuan-dense" | "joyai-llm" | "hy_v4" => split(&DEEPSEEK_3),
             "tekken" => Self { ignore_merges: true, add_bos: true, ..split(&[TEKKEN]) },
             "gpt-4o" | "llama4" | "kanana2" | "talkie" | "minimax-m2" => split(&[GPT_4O]),
@@ -131,6 +261,16 @@ impl Split {
         }));
         json!({"type": "Sequence", "pretokenizers": parts})
     }
+}
+
+/// Whether a tag speaks of vocabularies that spell words as they are, not byte by byte.
+pub(super) fn is_spelled_raw(tag: &str) -> bool {
+    matches!(tag, "gemma4" | "granite-embed-multi-311m" | "sarvam-moe")
+}
+
+/// Lines, for vocabularies whose words may hold spaces.
+pub(super) fn lines() -> Value {
+    part("[^\\n]+|[\\n]+")
 }
 
 fn part(pattern: &str) -> Value {

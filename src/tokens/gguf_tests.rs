@@ -19,12 +19,19 @@ const ADDED: i32 = 4;
 const BYTE: i32 = 6;
 
 #[derive(Clone, Default)]
-struct Writer {
+pub(super) struct Writer {
     entries: u64,
     bytes: Vec<u8>,
 }
 
 impl Writer {
+    /// Bytes as they are.
+    pub(super) fn bytes(self, key: &str, bytes: &[u8]) -> Self {
+        let mut new = self.list(key, 0, bytes.len() as u64);
+        new.bytes.extend(bytes);
+        new
+    }
+
     fn raw_text(&mut self, text: &str) {
         self.bytes.extend((text.len() as u64).to_le_bytes());
         self.bytes.extend(text.as_bytes());
@@ -38,32 +45,32 @@ impl Writer {
         self
     }
 
-    fn text(self, key: &str, text: &str) -> Self {
+    pub(super) fn text(self, key: &str, text: &str) -> Self {
         let mut new = self.entry(key, 8, &[]);
         new.raw_text(text);
         new
     }
 
-    fn number(self, key: &str, number: u32) -> Self {
+    pub(super) fn number(self, key: &str, number: u32) -> Self {
         self.entry(key, 4, &number.to_le_bytes())
     }
 
-    fn flag(self, key: &str, flag: bool) -> Self {
+    pub(super) fn flag(self, key: &str, flag: bool) -> Self {
         self.entry(key, 7, &[u8::from(flag)])
     }
 
-    fn list(self, key: &str, kind: u32, count: u64) -> Self {
+    pub(super) fn list(self, key: &str, kind: u32, count: u64) -> Self {
         let head: Vec<u8> = kind.to_le_bytes().into_iter().chain(count.to_le_bytes()).collect();
         self.entry(key, 9, &head)
     }
 
-    fn texts(self, key: &str, texts: &[&str]) -> Self {
+    pub(super) fn texts(self, key: &str, texts: &[impl AsRef<str>]) -> Self {
         let mut new = self.list(key, 8, texts.len() as u64);
-        texts.iter().for_each(|text| new.raw_text(text));
+        texts.iter().for_each(|text| new.raw_text(text.as_ref()));
         new
     }
 
-    fn tokens(self, tokens: &[(&str, i32, f32)]) -> Self {
+    pub(super) fn tokens(self, tokens: &[(&str, i32, f32)]) -> Self {
         let count = tokens.len() as u64;
         let texts: Vec<&str> = tokens.iter().map(|(text, ..)| *text).collect();
         let mut new = self.texts("tokenizer.ggml.tokens", &texts);
@@ -74,7 +81,7 @@ impl Writer {
         new
     }
 
-    fn file(&self) -> Vec<u8> {
+    pub(super) fn file(&self) -> Vec<u8> {
         let mut file = b"GGUF".to_vec();
         file.extend(3u32.to_le_bytes());
         file.extend(0u64.to_le_bytes());
@@ -92,7 +99,7 @@ fn saved(bytes: &[u8]) -> (TempDir, PathBuf) {
     (folder, path)
 }
 
-fn load(writer: &Writer) -> Result<ModelFiles, LoadError> {
+pub(super) fn load(writer: &Writer) -> Result<ModelFiles, LoadError> {
     ModelFiles::load(&saved(&writer.file()).1)
 }
 

@@ -19,11 +19,13 @@ pub(super) enum Kind {
 pub(super) struct Token {
     pub(super) text: String,
     pub(super) kind: Kind,
+    /// Whether it may be part of plain text, and its score says how likely.
+    pub(super) normal: bool,
     pub(super) score: f32,
 }
 
 /// Tokens that end an answer, whatever type the file gives them.
-const ENDS: [&str; 20] = [
+const ENDS: [&str; 21] = [
     "<|eot_id|>",
     "<|im_end|>",
     "<|end|>",
@@ -43,39 +45,55 @@ const ENDS: [&str; 20] = [
     "<end_of_utterance>",
     "<eos>",
     "<turn|>",
+    "[e~[",
     "<\u{ff5c}end\u{2581}of\u{2581}sentence\u{ff5c}>",
 ];
 
-/// Tokens around code to fill in, which are special whatever type the file gives them.
-const FILLS: [&str; 28] = [
-    "<|fim_prefix|>",
-    "<fim-prefix>",
-    "<fim_prefix>",
-    "<PRE>",
-    "\u{2581}<PRE>",
-    "<|code_prefix|>",
-    "<\u{ff5c}fim\u{2581}begin\u{ff5c}>",
-    "<|fim_suffix|>",
-    "<fim-suffix>",
-    "<fim_suffix>",
-    "<SUF>",
-    "\u{2581}<SUF>",
-    "<|code_suffix|>",
-    "<\u{ff5c}fim\u{2581}hole\u{ff5c}>",
-    "<|fim_middle|>",
-    "<fim-middle>",
-    "<fim_middle>",
-    "<MID>",
-    "\u{2581}<MID>",
-    "<|code_middle|>",
-    "<\u{ff5c}fim\u{2581}end\u{ff5c}>",
-    "<|fim_pad|>",
-    "<fim-pad>",
-    "<fim_pad>",
-    "<PAD>",
-    "<|fim_repo|>",
-    "<|repo_name|>",
-    "<|file_sep|>",
+/// Tokens around code to fill in. Those of a part are special whatever type the file gives them, unless
+/// the file names the token of that part.
+const FILLS: [(&[&str], &[&str]); 6] = [
+    (
+        &["fim_pre", "prefix"],
+        &[
+            "<|fim_prefix|>",
+            "<fim-prefix>",
+            "<fim_prefix>",
+            "<\u{ff5c}fim\u{2581}begin\u{ff5c}>",
+            "<PRE>",
+            "\u{2581}<PRE>",
+            "<|code_prefix|>",
+            "<|prefix|>",
+        ],
+    ),
+    (
+        &["fim_suf", "suffix"],
+        &[
+            "<|fim_suffix|>",
+            "<fim-suffix>",
+            "<fim_suffix>",
+            "<\u{ff5c}fim\u{2581}hole\u{ff5c}>",
+            "<SUF>",
+            "\u{2581}<SUF>",
+            "<|code_suffix|>",
+            "<|suffix|>",
+        ],
+    ),
+    (
+        &["fim_mid", "middle"],
+        &[
+            "<|fim_middle|>",
+            "<fim-middle>",
+            "<fim_middle>",
+            "<\u{ff5c}fim\u{2581}end\u{ff5c}>",
+            "<MID>",
+            "\u{2581}<MID>",
+            "<|code_middle|>",
+            "<|middle|>",
+        ],
+    ),
+    (&["fim_pad"], &["<|fim_pad|>", "<fim-pad>", "<fim_pad>", "<PAD>", "[PAD]"]),
+    (&["fim_rep"], &["<|fim_repo|>", "<|repo_name|>", "<fim-repo>", "<REPO>", "<reponame>"]),
+    (&["fim_sep"], &["<|file_sep|>"]),
 ];
 
 pub(super) fn tokens(header: &Header) -> Vec<Token> {
@@ -91,7 +109,8 @@ pub(super) fn tokens(header: &Header) -> Vec<Token> {
             _ => Kind::Plain,
         };
         let text = if text.is_empty() { format!("[EMPTY_{at}]") } else { text.clone() };
-        tokens.push(Token { text, kind, score: scores.get(at).copied().unwrap_or(0.0) });
+        let normal = matches!(kinds.get(at), None | Some(1));
+        tokens.push(Token { text, kind, normal, score: scores.get(at).copied().unwrap_or(0.0) });
     }
     let has = |text: &str| texts.iter().any(|token| token == text);
     // Of a family where the turn goes on behind it, and one where it is plain text.
@@ -99,13 +118,20 @@ pub(super) fn tokens(header: &Header) -> Vec<Token> {
         && ((has("<|return|>") && has("<|call|>"))
             || (has("<|flush|>") && (has("<|call|>") || has("<|calls|>"))));
     let plain_s = has("<|tool_response>");
+    let named = |part: &str| header.number(&format!("tokenizer.ggml.{part}_token_id")).is_some();
+    let fills: Vec<&str> = FILLS
+        .iter()
+        .filter(|(parts, _)| !parts.iter().any(|part| named(part)))
+        .flat_map(|(_, texts)| *texts)
+        .copied()
+        .collect();
     for token in &mut tokens {
         token.kind = match token.text.as_str() {
             "<|channel|>" | "<|message|>" | "<|start|>" | "<|constrain|>" => Kind::Added,
             "<|end|>" if goes_on => Kind::Added,
             "</s>" if plain_s => Kind::Plain,
             "<|tool_response>" => Kind::Special,
-            text if ENDS.contains(&text) || FILLS.contains(&text) => Kind::Special,
+            text if ENDS.contains(&text) || fills.contains(&text) => Kind::Special,
             _ => token.kind,
         };
     }
@@ -147,14 +173,30 @@ impl Ids {
                 add_bos: flag("bos").unwrap_or(true),
                 add_eos: flag("eos").unwrap_or(false),
             },
+            "gemma4" => Self {
+                bos: id("bos", None),
+                eos: id("eos", None),
+                unk: id("unknown", None),
+                add_bos: true,
+                add_eos: flag("eos").unwrap_or(false),
+            },
+            "t5" => Self {
+                bos: id("bos", None),
+                eos: id("eos", Some(1)),
+                unk: id("unknown", Some(2)),
+                add_bos: flag("bos").unwrap_or(false),
+                add_eos: flag("eos").unwrap_or(true),
+            },
             _ => {
-                let split = Split::of(header.text("tokenizer.ggml.pre").unwrap_or_default());
-                let add_bos = split.is_some_and(|split| split.add_bos);
+                let pre = header.text("tokenizer.ggml.pre").unwrap_or_default();
+                let add_bos = Split::of(pre).is_some_and(|split| split.add_bos);
+                let forced = matches!(pre, "gemma4" | "granite-embed-multi-311m");
+                let bos = (!matches!(pre, "glm4" | "chatglm-bpe")).then_some(11);
                 Self {
-                    bos: id("bos", None),
-                    eos: id("eos", None),
+                    bos: id("bos", bos),
+                    eos: id("eos", Some(11)),
                     unk: id("unknown", None),
-                    add_bos: flag("bos").unwrap_or(add_bos),
+                    add_bos: forced || flag("bos").unwrap_or(add_bos),
                     add_eos: flag("eos").unwrap_or(false),
                 }
             }

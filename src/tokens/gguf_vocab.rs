@@ -8,12 +8,14 @@ use super::{
     LoadError,
     files::{self, Folder},
     gguf::Header,
-    gguf_split::Split,
+    gguf_split::{self, Split},
     gguf_tokens::{self, Ids, Kind, Strips, Token},
+    unspellable,
 };
+use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
 use serde_json::{Map, Value, json};
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashSet},
     path::Path,
 };
 
@@ -42,9 +44,14 @@ fn of(header: &Header) -> Result<Folder, String> {
     }
     let ids = Ids::of(header, model, &mut tokens);
     let tokenizer = match model {
-        "gpt2" => byte_level(header, &tokens, &ids)?,
+        "gpt2" => match header.text("tokenizer.ggml.pre") {
+            Some(pre) if gguf_split::is_spelled_raw(pre) => raw_pieces(header, &tokens, &ids)?,
+            pre => byte_level(header, pre.unwrap_or_default(), &tokens, &ids)?,
+        },
+        "gemma4" => raw_pieces(header, &tokens, &ids)?,
         "llama" => sentence_piece(header, &tokens, &ids),
         "bert" => word_piece(header, &tokens, &ids)?,
+        "t5" => unigram(header, &tokens, &ids)?,
         other => return Err(format!("the tokenizer model {other:?} is not known here")),
     };
     let templates = templates(header, model);
@@ -83,13 +90,35 @@ fn templates(header: &Header, model: &str) -> BTreeMap<String, String> {
 // === the three kinds of vocabulary ===
 
 /// Byte-level BPE: GPT-2 and most models since.
-fn byte_level(header: &Header, tokens: &[Token], ids: &Ids) -> Result<Value, String> {
-    let tag = header.text("tokenizer.ggml.pre").unwrap_or_default();
+fn byte_level(header: &Header, tag: &str, tokens: &[Token], ids: &Ids) -> Result<Value, String> {
     let split =
         Split::of(tag).ok_or_else(|| format!("the pre-tokenizer tag {tag:?} is not known here"))?;
-    let known: HashMap<&str, usize> =
-        tokens.iter().enumerate().map(|(id, token)| (token.text.as_str(), id)).collect();
-    let mut seen = std::collections::HashSet::new();
+    let model = bpe(
+        tokens,
+        merges(header, tokens)?,
+        Bpe { unk: None, byte_fallback: false, ignore_merges: split.ignore_merges },
+    );
+    let mut file = file(header, tokens, ids, [Value::Null, split.pre_tokenizer(), model]);
+    unspellable::hide(&mut file);
+    Ok(file)
+}
+
+/// BPE over lines as they are spelled, a low bar for a space: Gemma 4.
+fn raw_pieces(header: &Header, tokens: &[Token], ids: &Ids) -> Result<Value, String> {
+    let normalizer = json!({"type": "Replace", "pattern": {"String": " "}, "content": SPACE});
+    let model = bpe(
+        tokens,
+        merges(header, tokens)?,
+        Bpe { unk: None, byte_fallback: true, ignore_merges: false },
+    );
+    Ok(file(header, tokens, ids, [normalizer, gguf_split::lines(), model]))
+}
+
+/// The merges that the engines can use: they refuse merges of unknown tokens; of equal ones the first
+/// counts.
+fn merges(header: &Header, tokens: &[Token]) -> Result<Vec<Value>, String> {
+    let known: HashSet<&str> = tokens.iter().map(|token| token.text.as_str()).collect();
+    let mut seen = HashSet::new();
     let mut joined = String::new();
     let merges: Vec<Value> = header
         .texts("tokenizer.ggml.merges")
@@ -99,21 +128,12 @@ fn byte_level(header: &Header, tokens: &[Token], ids: &Ids) -> Result<Value, Str
             joined.clear();
             joined.push_str(left);
             joined.push_str(right);
-            // The engines refuse merges of unknown tokens; of equal ones the first counts.
-            let usable = [left, right, &joined].iter().all(|part| known.contains_key(*part));
+            let usable = [left, right, &joined].iter().all(|part| known.contains(*part));
             usable && !right.contains(' ') && seen.insert(merge.as_str())
         })
         .map(|merge| Value::from(merge.as_str()))
         .collect();
-    if merges.is_empty() {
-        return Err("the file holds no merges".into());
-    }
-    let model = bpe(
-        tokens,
-        merges,
-        Bpe { unk: None, byte_fallback: false, ignore_merges: split.ignore_merges },
-    );
-    Ok(file(header, tokens, ids, [Value::Null, split.pre_tokenizer(), model]))
+    if merges.is_empty() { Err("the file holds no merges".into()) } else { Ok(merges) }
 }
 
 /// SentencePiece BPE: Llama 2, Mistral, Gemma, Phi 3.
@@ -138,7 +158,7 @@ fn sentence_piece(header: &Header, tokens: &[Token], ids: &Ids) -> Value {
 fn merges_by_score(tokens: &[Token]) -> Vec<Value> {
     // Special and added tokens are cut out of a text before it is merged.
     let mergeable = |token: &&Token| matches!(token.kind, Kind::Plain);
-    let known: std::collections::HashSet<&str> =
+    let known: HashSet<&str> =
         tokens.iter().filter(mergeable).map(|token| token.text.as_str()).collect();
     let mut best: Vec<&Token> = tokens.iter().filter(mergeable).collect();
     best.sort_by(|a, b| b.score.total_cmp(&a.score));
@@ -156,15 +176,75 @@ fn merges_by_score(tokens: &[Token]) -> Vec<Value> {
     merges
 }
 
+/// SentencePiece's other model, the likeliest cut: T5, XLM-R and the embedding models made from it.
+fn unigram(header: &Header, tokens: &[Token], ids: &Ids) -> Result<Value, String> {
+    let unk = ids.unk.ok_or("the file names no unknown token")?;
+    let charsmap: Vec<u8> = header
+        .integers("tokenizer.ggml.precompiled_charsmap")
+        .iter()
+        // Signed in some files; the low byte is the byte.
+        .map(|byte| (byte & 0xff) as u8)
+        .collect();
+    let flag = |name: &str| header.flag(&format!("tokenizer.ggml.{name}")).unwrap_or(false);
+    let one_space = flag("remove_extra_whitespaces");
+    let replace = |pattern: Value, content: &str| json!({"type": "Replace", "pattern": pattern, "content": content});
+    let mut normalizers = Vec::new();
+    if !charsmap.is_empty() {
+        let map = BASE64.encode(charsmap);
+        normalizers.push(json!({"type": "Precompiled", "precompiled_charsmap": map}));
+    }
+    if one_space {
+        normalizers.push(replace(json!({"Regex": "^ +| +$"}), ""));
+        normalizers.push(replace(json!({"Regex": " +"}), " "));
+    }
+    if one_space || flag("add_space_prefix") {
+        normalizers.push(json!({"type": "Prepend", "prepend": " "}));
+        // Nothing is put in front of nothing but spaces.
+        normalizers.push(replace(json!({"Regex": "^ (?= +$)"}), ""));
+    }
+    normalizers.push(replace(json!({"String": " "}), SPACE.encode_utf8(&mut [0; 4])));
+    // Of the others, those that are cut out of a text first keep their names; the rest is in no text.
+    // Their scores are not likelihoods.
+    let vocabulary: Vec<Value> = tokens
+        .iter()
+        .enumerate()
+        .map(|(id, token)| match token.normal {
+            true => json!([token.text, token.score]),
+            false if matches!(token.kind, Kind::Special | Kind::Added) => json!([token.text, 0.0]),
+            false => json!([unspellable::name(id), 0.0]),
+        })
+        .collect();
+    let normalizer = json!({"type": "Sequence", "normalizers": normalizers});
+    let model =
+        json!({"type": "Unigram", "unk_id": unk, "byte_fallback": false, "vocab": vocabulary});
+    Ok(file(header, tokens, ids, [normalizer, Value::Null, model]))
+}
+
 /// WordPiece: BERT and most embedding models.
 fn word_piece(header: &Header, tokens: &[Token], ids: &Ids) -> Result<Value, String> {
     let unk = ids.unk.and_then(|id| tokens.get(id)).ok_or("the file names no unknown token")?;
     let flag = |name: &str| header.flag(&format!("tokenizer.ggml.normalizer.{name}"));
     let lowercase = flag("lowercase").unwrap_or(true);
-    let normalizer = json!({
-        "type": "BertNormalizer", "clean_text": true, "handle_chinese_chars": true,
-        "strip_accents": flag("strip_accents").unwrap_or(lowercase), "lowercase": lowercase,
-    });
+    // White space to llama.cpp, a control character to the normalizer.
+    let next_line = json!({"type": "Replace", "pattern": {"String": "\u{85}"}, "content": " "});
+    let mut normalizers = vec![
+        next_line,
+        json!({
+            "type": "BertNormalizer", "clean_text": true, "handle_chinese_chars": true,
+            "strip_accents": false, "lowercase": false,
+        }),
+    ];
+    if flag("strip_accents").unwrap_or(lowercase) {
+        // llama.cpp keeps the first part of whatever can be taken apart (a Korean syllable too), and
+        // drops every mark.
+        let parts = json!({"Regex": r"[\p{M}\x{1160}-\x{11ff}]+"});
+        normalizers.push(json!({"type": "NFD"}));
+        normalizers.push(json!({"type": "Replace", "pattern": parts, "content": ""}));
+    }
+    if lowercase {
+        normalizers.push(json!({"type": "Lowercase"}));
+    }
+    let normalizer = json!({"type": "Sequence", "normalizers": normalizers});
     // The file marks the beginnings of words, `tokenizer.json` their continuations.
     let vocabulary = in_order(tokens, |token| {
         let whole = token.text.starts_with('[') && token.text.ends_with(']');

@@ -12,18 +12,28 @@ mod content;
 mod engine;
 mod files;
 mod gguf;
+#[cfg(test)]
+mod gguf_reference_tests;
 mod gguf_split;
 #[cfg(test)]
 mod gguf_tests;
 mod gguf_tokens;
 mod gguf_vocab;
 mod jinja;
+pub mod locate;
 mod memo;
 mod messages;
 mod other_apis;
 mod profile;
 mod python;
+mod ranked;
+#[cfg(test)]
+mod ranked_tests;
+mod sentencepiece;
+mod tekken;
 mod template;
+mod tiktoken;
+mod unspellable;
 mod vocabulary;
 
 pub use memo::{Allowance, CACHE_BYTES, CacheUse};

@@ -107,8 +107,15 @@ fn listed(broker: &Broker) -> HashMap<ModelName, Listed> {
     let mut listed = HashMap::new();
     for view in broker.dispatch.servers() {
         let state = view.state;
+        let told: BTreeMap<ModelName, String> = state
+            .models
+            .iter()
+            .filter_map(|served| {
+                Some((served.name.clone(), state.reported(&served.name)?.to_owned()))
+            })
+            .collect();
         for served in state.models {
-            let reported = state.reported.get(&served.name).cloned();
+            let reported = told.get(&served.name).cloned();
             let first = Listed { server: state.id.clone(), kind: state.kind, reported };
             listed.entry(served.name).or_insert(first);
         }
@@ -179,7 +186,7 @@ mod tests {
         config,
         pipeline::{auth::Keys, count::Counters},
         servers::{Answer, Call, CallError, Later, ModelServer, Route},
-        snapshot::{ServedModel, ServerState},
+        snapshot::{Reported, ServedModel, ServerState},
         units::Tokens,
     };
     use bytes::Bytes;
@@ -225,7 +232,7 @@ mod tests {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/demo-chat");
         let known = ServerState {
             models: vec![ServedModel { name: "m".into(), context_window: None }],
-            reported: BTreeMap::from([("m".into(), folder.display().to_string())]),
+            reported: vec![Reported { model: None, source: folder.display().to_string() }],
             ..ServerState::unknown("s".into(), kind)
         };
         broker.dispatch.join(Arc::new(Silent("s".into())), Arc::new(Notify::new()), known);

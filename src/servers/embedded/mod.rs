@@ -194,13 +194,13 @@ impl ModelServer for Embedded {
             kind: ServerKind::Embedded,
             health: Health::Up,
             models: vec![ServedModel { name, context_window: Some(window) }],
+            reported: Vec::new(),
             load: Load { running: Some(self.running()), waiting: Some(0), kv_used_ratio: None },
             capacity: Capacity {
                 kv_tokens: Some(Tokens(window.get().saturating_mul(u64::from(self.max_running)))),
                 max_running: Some(self.max_running),
             },
             version: Some(env!("CARGO_PKG_VERSION").to_owned()),
-            reported: std::collections::BTreeMap::new(),
             read_at: Some(Instant::now()),
         }))
     }
