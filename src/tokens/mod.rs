@@ -4,7 +4,6 @@
 //! encoded with the model's own tokenizer, once, as a whole. Knows no server and no request queue.
 
 use crate::units::Tokens;
-use minijinja::Value as Rendered;
 use serde_json::{Map, Value, json};
 use std::{collections::BTreeMap, path::Path, path::PathBuf};
 
@@ -26,6 +25,7 @@ mod vocabulary;
 
 pub use profile::Profile;
 
+use jinja::Value as Rendered;
 use messages::{Ending, Prepared, Wants};
 use template::{Clock, Template};
 use vocabulary::Vocabulary;

@@ -1,12 +1,10 @@
 //! One chat template, compiled once, rendered as transformers renders it.
 
-use super::{CountError, jinja};
-use minijinja::{AutoEscape, Environment, Error, ErrorKind, Value, syntax::SyntaxConfig};
-use std::{
-    error::Error as _,
-    io,
-    sync::{Arc, OnceLock},
+use super::{
+    CountError,
+    jinja::{self, Limits, Program, Stop, Value},
 };
+use std::sync::{Arc, OnceLock};
 
 /// Instructions one rendering may take. A message costs a template about a hundred, so this is some
 /// ten thousand messages and well under a second; a template that loops for ever ends here.
@@ -14,9 +12,6 @@ const FUEL: u64 = 4_000_000;
 
 /// Bytes one rendering may produce. More could not be counted in reasonable time either.
 pub(super) const TEXT_BYTES_MAX: usize = 16 << 20;
-
-/// The name under which the one template of an environment is known.
-const NAME: &str = "chat";
 
 /// A clock that can be stopped, for templates that write today's date.
 #[derive(Clone, Debug, Default)]
@@ -37,30 +32,17 @@ impl Clock {
 /// A compiled template.
 #[derive(Debug)]
 pub(super) struct Template {
-    environment: Environment<'static>,
+    program: Program,
     source: String,
+    clock: Clock,
 }
 
 impl Template {
-    /// Compiles a template; the error is the engine's text.
+    /// Compiles a template; the error is a sentence.
     pub(super) fn compile(source: &str, clock: &Clock) -> Result<Self, String> {
-        let told = |error: Error| format!("{error:#}");
         // jinja2 reads every kind of line end as a newline.
         let source = source.replace("\r\n", "\n").replace('\r', "\n");
-        let mut environment = Environment::new();
-        let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
-        environment.set_syntax(syntax.map_err(told)?);
-        environment.set_auto_escape_callback(|_| AutoEscape::None);
-        environment.set_fuel(Some(FUEL));
-        jinja::install(&mut environment);
-        let clock = clock.clone();
-        environment.add_function("strftime_now", move |format: &str| -> Result<String, Error> {
-            jiff::fmt::strtime::format(format, &clock.now()).map_err(|error| {
-                Error::new(ErrorKind::InvalidOperation, "bad date format").with_source(error)
-            })
-        });
-        environment.add_template_owned(NAME, without_generation_tags(&source)).map_err(told)?;
-        Ok(Self { environment, source })
+        Ok(Self { program: jinja::parse(&source)?, source, clock: clock.clone() })
     }
 
     /// The template's text, with newlines made equal.
@@ -70,133 +52,41 @@ impl Template {
 
     /// Renders with these variables.
     pub(super) fn render(&self, variables: Value) -> Result<String, CountError> {
-        let mut text = Bounded(Vec::new());
-        let template = self.environment.get_template(NAME).map_err(render_error)?;
-        template.render_captured_to(variables, &mut text).map_err(render_error)?;
-        String::from_utf8(text.0).map_err(|error| CountError::Render(error.to_string()))
+        let now = || self.clock.now();
+        let limits = Limits { fuel: FUEL, now: &now };
+        jinja::render(&self.program, &variables, &limits).map_err(render_error)
     }
 }
 
 /// Tells the template's own refusals from limits and from faults.
-fn render_error(error: Error) -> CountError {
-    let mut cause = error.source();
-    while let Some(inner) = cause {
-        if let Some(jinja::Raised(text)) = inner.downcast_ref() {
-            return CountError::Template(text.clone());
-        }
-        cause = inner.source();
+fn render_error(stop: Stop) -> CountError {
+    match stop {
+        Stop::Raised(text) => CountError::Template(text),
+        Stop::Fuel => CountError::TooCostly("the chat template takes too many steps".into()),
+        Stop::TooLong => CountError::TooCostly("the rendered conversation is too long".into()),
+        Stop::Failed(told) => CountError::Render(told),
+        Stop::Break | Stop::Continue => CountError::Render("break outside of a loop".into()),
     }
-    match error.kind() {
-        ErrorKind::OutOfFuel => {
-            CountError::TooCostly("the chat template takes too many steps".into())
-        }
-        ErrorKind::WriteFailure => {
-            CountError::TooCostly("the rendered conversation is too long".into())
-        }
-        _ => CountError::Render(format!("{error:#}")),
-    }
-}
-
-/// Bytes up to [`TEXT_BYTES_MAX`].
-struct Bounded(Vec<u8>);
-
-impl io::Write for Bounded {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        if self.0.len() + bytes.len() > TEXT_BYTES_MAX {
-            return Err(io::ErrorKind::FileTooLarge.into());
-        }
-        self.0.extend_from_slice(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-// === generation blocks ===
-
-/// Turns `{% generation %}` blocks, which mark what an assistant wrote and render as their content, into
-/// `{% with %}` blocks, which have the same scope. Only the word changes, so that whitespace control and
-/// the trimming of blocks work on the new tag as on the old. Comments and raw blocks stay as they are.
-fn without_generation_tags(source: &str) -> String {
-    let mut out = String::with_capacity(source.len());
-    let mut rest = source;
-    let mut raw = false;
-    while let Some(at) = rest.find('{') {
-        let (before, tag) = rest.split_at(at);
-        out.push_str(before);
-        let length = if raw && block_word(tag) != Some("endraw") {
-            1
-        } else if tag.starts_with("{#") {
-            tag.find("#}").map_or(tag.len(), |end| end + 2)
-        } else if tag.starts_with("{%") || tag.starts_with("{{") {
-            tag_length(tag)
-        } else {
-            1
-        };
-        let (tag, after) = tag.split_at(length);
-        match block_word(tag) {
-            Some("generation") => out.push_str(&tag.replacen("generation", "with", 1)),
-            Some("endgeneration") => out.push_str(&tag.replacen("endgeneration", "endwith", 1)),
-            word => {
-                raw = (raw && word != Some("endraw")) || word == Some("raw");
-                out.push_str(tag);
-            }
-        }
-        rest = after;
-    }
-    out.push_str(rest);
-    out
-}
-
-/// The first word of a `{% ... %}` tag.
-fn block_word(tag: &str) -> Option<&str> {
-    let inside = tag.strip_prefix("{%")?;
-    let inside = inside.strip_prefix(['-', '+']).unwrap_or(inside).trim_start();
-    inside.split(|c: char| !c.is_alphanumeric() && c != '_').next()
-}
-
-/// Bytes of a tag from its opening to its closing delimiter, which may also stand inside a string.
-fn tag_length(tag: &str) -> usize {
-    let close = if tag.starts_with("{%") { "%}" } else { "}}" };
-    let mut quote = None;
-    let mut escaped = false;
-    for (at, c) in tag.char_indices().skip(2) {
-        match quote {
-            Some(_) if escaped => escaped = false,
-            Some(_) if c == '\\' => escaped = true,
-            Some(open) if c == open => quote = None,
-            Some(_) => {}
-            None if c == '"' || c == '\'' => quote = Some(c),
-            None if tag.get(at..).is_some_and(|tail| tail.starts_with(close)) => return at + 2,
-            None => {}
-        }
-    }
-    tag.len()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use minijinja::context;
+    use crate::tokens::python::from_json;
+    use serde_json::json;
 
     fn render(source: &str) -> Result<String, CountError> {
         let template = Template::compile(source, &Clock::default()).unwrap();
-        template
-            .render(context! { schema => Value::from_pairs([("items", "of the key")]), none => () })
+        template.render(from_json(&json!({"schema": {"items": "of the key"}})))
     }
 
     #[test]
     fn generation_blocks_render_as_their_content_and_keep_their_whitespace_control() {
         let source = "a\n  {%- generation -%}\n  b {% set x = 1 %}{%- endgeneration %}\nc{{ x }}";
         assert_eq!(render(source).unwrap(), "ab c");
-        assert_eq!(
-            without_generation_tags(
-                "{# {% generation %} #}{% raw %}{% generation %}{% endraw %}{{ '{% generation %}' }}"
-            ),
-            "{# {% generation %} #}{% raw %}{% generation %}{% endraw %}{{ '{% generation %}' }}"
-        );
+        let untouched =
+            "{# {% generation %} #}{% raw %}{% generation %}{% endraw %}{{ '{% generation %}' }}";
+        assert_eq!(render(untouched).unwrap(), "{% generation %}{% generation %}");
     }
 
     #[test]
@@ -265,6 +155,6 @@ mod tests {
         let clock = Clock::default();
         let template = Template::compile("{{ strftime_now('%d %b %Y') }}", &clock).unwrap();
         clock.stop("2024-07-26T12:00:00[UTC]".parse().unwrap());
-        assert_eq!(template.render(Value::from(())).unwrap(), "26 Jul 2024");
+        assert_eq!(template.render(from_json(&json!({}))).unwrap(), "26 Jul 2024");
     }
 }

@@ -1,0 +1,42 @@
+//! Hundreds of small templates against what jinja2 made of them in Python.
+//!
+//! `scripts/make_snippet_fixtures.py` makes `tests/fixtures/snippets.jsonl`. A snippet with a `gap` is one
+//! that we refuse although Python renders it: never a text that differs.
+
+use crate::tokens::{
+    CountError,
+    python::from_json,
+    template::{Clock, Template},
+};
+use serde_json::Value as Json;
+
+fn render(source: &str, variables: &Json) -> Result<String, CountError> {
+    let clock = Clock::default();
+    clock.stop("2024-07-06T15:04:05[UTC]".parse().unwrap());
+    let template = Template::compile(source, &clock).map_err(CountError::Render)?;
+    template.render(from_json(variables))
+}
+
+/// What is wrong, if anything is.
+fn complaint(case: &Json, variables: &Json) -> Option<String> {
+    let source = case["source"].as_str().unwrap();
+    let found = render(source, variables);
+    let right = match (&found, case["gap"].as_str()) {
+        (found, Some(_)) => matches!(found, Err(CountError::Render(_))),
+        (Ok(text), None) => case["text"].as_str() == Some(text),
+        (Err(CountError::Template(told)), None) => case["raises"].as_str() == Some(told),
+        (Err(_), None) => case["error"].is_string(),
+    };
+    (!right).then(|| format!("{source:?}\n  expected {case}\n  found    {found:?}"))
+}
+
+#[test]
+fn snippets_render_as_in_python() {
+    let file = include_str!("../../../tests/fixtures/snippets.jsonl");
+    let mut lines = file.lines().map(|line| serde_json::from_str::<Json>(line).unwrap());
+    let variables = lines.next().unwrap()["variables"].clone();
+    let cases: Vec<Json> = lines.collect();
+    let wrong: Vec<String> = cases.iter().filter_map(|case| complaint(case, &variables)).collect();
+    assert!(cases.len() > 300, "only {} snippets", cases.len());
+    assert!(wrong.is_empty(), "{} of {} differ:\n{}", wrong.len(), cases.len(), wrong.join("\n"));
+}

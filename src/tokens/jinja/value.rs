@@ -1,0 +1,379 @@
+//! Values as Python has them, as far as templates can make them: all but namespaces never change.
+
+use super::Stop;
+use crate::tokens::python;
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
+
+/// Deepest nesting of lists and dicts. JSON bodies have at most 128; templates could build towers that
+/// no stack can take down again.
+const DEPTH_MAX: u16 = 400;
+
+/// Keys up to this many are looked up by walking.
+const WALKED_KEYS_MAX: usize = 16;
+
+/// One value.
+#[derive(Clone, Debug)]
+pub(in crate::tokens) enum Value {
+    /// What a missing name or key gives.
+    Undefined,
+    /// `None`
+    None,
+    /// `bool`, which is an integer too.
+    Bool(bool),
+    /// `int`. Python's have no bound; a result that does not fit is an error.
+    Int(i128),
+    /// `float`
+    Float(f64),
+    /// `str`
+    Str(Arc<str>),
+    /// `Markup`, what `|safe` gives: text that escapes what is joined to it.
+    Safe(Arc<str>),
+    /// `list`
+    List(Arc<Seq>),
+    /// `tuple`
+    Tuple(Arc<Seq>),
+    /// `dict`
+    Dict(Arc<Dict>),
+    /// `range`: first, end and step.
+    Range(i128, i128, i128),
+    /// What `keys()`, `values()` and `items()` give.
+    View(View, Arc<Dict>),
+    /// A generator or iterator: it can be walked once.
+    Once(Arc<Once>),
+    /// A method with the value it belongs to.
+    Method(Arc<(Value, &'static str)>),
+    /// A function that every template has.
+    Global(Global),
+    /// A macro, by its number in the running template.
+    Macro(usize),
+    /// A namespace, by its number in the running template.
+    Namespace(usize),
+    /// A loop's `loop`, by its number in the running template.
+    Loop(usize),
+}
+
+/// Which part of a dict a view shows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::tokens) enum View {
+    Keys,
+    Values,
+    Items,
+}
+
+/// Functions that every template has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::tokens) enum Global {
+    Range,
+    Dict,
+    Namespace,
+    RaiseException,
+    StrftimeNow,
+    Joiner,
+    Cycler,
+    Lipsum,
+}
+
+/// The items of a list or tuple.
+#[derive(Debug)]
+pub(in crate::tokens) struct Seq {
+    pub(in crate::tokens) items: Vec<Value>,
+    /// What `groupby` made: the two items have the names `grouper` and `list`.
+    pub(super) is_group: bool,
+    depth: u16,
+}
+
+/// A dict: entries in the order they were put in.
+#[derive(Debug)]
+pub(in crate::tokens) struct Dict {
+    pub(in crate::tokens) entries: Vec<(Value, Value)>,
+    /// Where text keys stand, if there are many.
+    index: Option<HashMap<Arc<str>, usize>>,
+    depth: u16,
+}
+
+/// Items that can be walked once.
+#[derive(Debug)]
+pub(in crate::tokens) struct Once {
+    items: Arc<Seq>,
+    at: AtomicUsize,
+}
+
+// === impl Seq ===
+
+impl Seq {
+    /// Fails if the nesting gets too deep.
+    pub(super) fn new(items: Vec<Value>) -> Result<Arc<Self>, Stop> {
+        let depth = 1 + items.iter().map(Value::depth).max().unwrap_or(0);
+        deep(depth).map(|()| Arc::new(Self { items, is_group: false, depth }))
+    }
+
+    /// A group of `groupby`.
+    pub(super) fn group(key: Value, list: Value) -> Arc<Self> {
+        let depth = 1 + key.depth().max(list.depth());
+        Arc::new(Self { items: vec![key, list], is_group: true, depth })
+    }
+}
+
+fn deep(depth: u16) -> Result<(), Stop> {
+    if depth > DEPTH_MAX { Err(Stop::failed("values nested too deeply")) } else { Ok(()) }
+}
+
+// === impl Dict ===
+
+impl Dict {
+    /// Takes entries whose keys are known to differ.
+    fn of_unique(entries: Vec<(Value, Value)>) -> Self {
+        let depth = 1 + entries.iter().map(|(_, value)| value.depth()).max().unwrap_or(0);
+        let index = (entries.len() > WALKED_KEYS_MAX).then(|| {
+            let key = |at: usize, key: &Value| Some((key.shared_text()?, at));
+            entries.iter().enumerate().filter_map(|(at, (name, _))| key(at, name)).collect()
+        });
+        Self { entries, index, depth }
+    }
+
+    /// Takes entries in order; a later one replaces the value of an earlier one with the same key.
+    pub(super) fn collect(pairs: Vec<(Value, Value)>) -> Result<Arc<Self>, Stop> {
+        let mut entries: Vec<(Value, Value)> = Vec::with_capacity(pairs.len());
+        let mut places: HashMap<Arc<str>, usize> = HashMap::new();
+        for (key, value) in pairs {
+            key.check_hashable()?;
+            let known = match key.shared_text() {
+                Some(text) => {
+                    let next = entries.len();
+                    let place = *places.entry(text).or_insert(next);
+                    (place < next).then_some(place)
+                }
+                None => entries.iter().position(|(other, _)| super::ops::same(other, &key)),
+            };
+            match known.and_then(|at| entries.get_mut(at)) {
+                Some(entry) => entry.1 = value,
+                None => entries.push((key, value)),
+            }
+        }
+        let dict = Self::of_unique(entries);
+        deep(dict.depth).map(|()| Arc::new(dict))
+    }
+
+    /// The value of a text key.
+    pub(super) fn get(&self, key: &str) -> Option<&Value> {
+        let at = match &self.index {
+            Some(index) => *index.get(key)?,
+            None => self.entries.iter().position(|(name, _)| name.as_str() == Some(key))?,
+        };
+        self.entries.get(at).map(|(_, value)| value)
+    }
+
+    /// The value of any key.
+    pub(super) fn find(&self, key: &Value) -> Result<Option<&Value>, Stop> {
+        if let Some(text) = key.as_str() {
+            return Ok(self.get(text));
+        }
+        key.check_hashable()?;
+        Ok(self.entries.iter().find(|(name, _)| super::ops::same(name, key)).map(|(_, v)| v))
+    }
+}
+
+// === impl Once ===
+
+impl Once {
+    /// The next item.
+    pub(super) fn next(&self) -> Option<Value> {
+        let at = self.at.fetch_add(1, Ordering::Relaxed);
+        let item = self.items.items.get(at).cloned();
+        if item.is_none() {
+            self.at.store(self.items.items.len(), Ordering::Relaxed);
+        }
+        item
+    }
+
+    /// All that are left.
+    pub(super) fn rest(&self) -> Vec<Value> {
+        std::iter::from_fn(|| self.next()).collect()
+    }
+}
+
+// === impl Value ===
+
+impl Value {
+    /// Entries of an object whose keys differ.
+    pub(in crate::tokens) fn from_pairs<K: Into<Arc<str>>>(
+        pairs: impl IntoIterator<Item = (K, Self)>,
+    ) -> Self {
+        let entries = pairs.into_iter().map(|(key, value)| (Self::Str(key.into()), value));
+        Self::Dict(Arc::new(Dict::of_unique(entries.collect())))
+    }
+
+    pub(super) fn list(items: Vec<Self>) -> Result<Self, Stop> {
+        Seq::new(items).map(Self::List)
+    }
+
+    pub(super) fn tuple(items: Vec<Self>) -> Result<Self, Stop> {
+        Seq::new(items).map(Self::Tuple)
+    }
+
+    pub(super) fn once(items: Vec<Self>) -> Result<Self, Stop> {
+        Ok(Self::Once(Arc::new(Once { items: Seq::new(items)?, at: AtomicUsize::new(0) })))
+    }
+
+    pub(super) fn count(number: usize) -> Self {
+        Self::Int(number as i128)
+    }
+
+    /// The text of a string, safe or not.
+    pub(in crate::tokens) fn as_str(&self) -> Option<&str> {
+        match self {
+            Self::Str(text) | Self::Safe(text) => Some(text),
+            _ => None,
+        }
+    }
+
+    fn shared_text(&self) -> Option<Arc<str>> {
+        match self {
+            Self::Str(text) | Self::Safe(text) => Some(text.clone()),
+            _ => None,
+        }
+    }
+
+    /// An integer, or a boolean as one.
+    pub(super) fn as_int(&self) -> Option<i128> {
+        match self {
+            Self::Int(number) => Some(*number),
+            Self::Bool(flag) => Some(i128::from(*flag)),
+            _ => None,
+        }
+    }
+
+    pub(super) fn is_undefined(&self) -> bool {
+        matches!(self, Self::Undefined)
+    }
+
+    /// `bool(value)`
+    pub(super) fn is_true(&self) -> bool {
+        match self {
+            Self::Undefined | Self::None => false,
+            Self::Bool(flag) => *flag,
+            Self::Int(number) => *number != 0,
+            Self::Float(number) => *number != 0.0,
+            Self::Str(text) | Self::Safe(text) => !text.is_empty(),
+            Self::List(seq) | Self::Tuple(seq) => !seq.items.is_empty(),
+            Self::Dict(dict) | Self::View(_, dict) => !dict.entries.is_empty(),
+            Self::Range(..) => self.length().is_some_and(|length| length > 0),
+            Self::Once(_)
+            | Self::Method(_)
+            | Self::Global(_)
+            | Self::Macro(_)
+            | Self::Namespace(_)
+            | Self::Loop(_) => true,
+        }
+    }
+
+    /// `len(value)`; nothing if it has no length. A loop's is not known here.
+    pub(super) fn length(&self) -> Option<usize> {
+        match self {
+            Self::Undefined => Some(0),
+            Self::Str(text) | Self::Safe(text) => Some(python::char_count(text)),
+            Self::List(seq) | Self::Tuple(seq) => Some(seq.items.len()),
+            Self::Dict(dict) | Self::View(_, dict) => Some(dict.entries.len()),
+            Self::Range(start, stop, step) => {
+                let (span, step) =
+                    if *step > 0 { (stop - start, *step) } else { (start - stop, -step) };
+                usize::try_from((span + step - 1).max(0) / step).ok()
+            }
+            _ => None,
+        }
+    }
+
+    /// What the type is called in Python.
+    pub(in crate::tokens) fn type_name(&self) -> &'static str {
+        match self {
+            Self::Undefined => "Undefined",
+            Self::None => "NoneType",
+            Self::Bool(_) => "bool",
+            Self::Int(_) => "int",
+            Self::Float(_) => "float",
+            Self::Str(_) => "str",
+            Self::Safe(_) => "Markup",
+            Self::List(_) => "list",
+            Self::Tuple(_) => "tuple",
+            Self::Dict(_) => "dict",
+            Self::Range(..) => "range",
+            Self::View(..) => "dict view",
+            Self::Once(_) => "generator",
+            Self::Method(_) | Self::Global(_) => "function",
+            Self::Macro(_) => "Macro",
+            Self::Namespace(_) => "Namespace",
+            Self::Loop(_) => "LoopContext",
+        }
+    }
+
+    /// Steps that working with the value is worth, so that many works on a large one come to an end.
+    pub(super) fn weight(&self) -> u64 {
+        match self {
+            Self::Str(text) | Self::Safe(text) => text.len() as u64 / 64,
+            Self::List(seq) | Self::Tuple(seq) => seq.items.len() as u64 / 4,
+            Self::Dict(dict) | Self::View(_, dict) => dict.entries.len() as u64 / 4,
+            Self::Range(..) => self.length().unwrap_or(0) as u64 / 4,
+            Self::Once(once) => once.items.items.len() as u64 / 4,
+            _ => 0,
+        }
+    }
+
+    fn depth(&self) -> u16 {
+        match self {
+            Self::List(seq) | Self::Tuple(seq) => seq.depth,
+            Self::Dict(dict) | Self::View(_, dict) => dict.depth,
+            Self::Once(once) => once.items.depth,
+            Self::Method(method) => method.0.depth() + 1,
+            _ => 0,
+        }
+    }
+
+    /// Fails for what cannot be a key.
+    fn check_hashable(&self) -> Result<(), Stop> {
+        match self {
+            Self::List(_) | Self::Dict(_) | Self::View(..) | Self::Undefined => {
+                Err(Stop::failed(format!("unhashable type: '{}'", self.type_name())))
+            }
+            Self::Tuple(seq) => seq.items.iter().try_for_each(Self::check_hashable),
+            _ => Ok(()),
+        }
+    }
+}
+
+impl From<()> for Value {
+    fn from((): ()) -> Self {
+        Self::None
+    }
+}
+
+impl From<bool> for Value {
+    fn from(flag: bool) -> Self {
+        Self::Bool(flag)
+    }
+}
+
+impl From<&str> for Value {
+    fn from(text: &str) -> Self {
+        Self::Str(text.into())
+    }
+}
+
+impl From<String> for Value {
+    fn from(text: String) -> Self {
+        Self::Str(text.into())
+    }
+}
+
+impl From<Vec<Self>> for Value {
+    /// Items of a request, whose nesting the JSON reader has bounded.
+    fn from(items: Vec<Self>) -> Self {
+        let depth = items.iter().map(Self::depth).max().unwrap_or(0).saturating_add(1);
+        Self::List(Arc::new(Seq { items, is_group: false, depth }))
+    }
+}
