@@ -25,6 +25,7 @@ mod judged;
 mod metrics_page;
 mod overload;
 mod quickstart;
+mod real_templates;
 mod refusals;
 mod scripted;
 mod service;
