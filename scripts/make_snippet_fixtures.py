@@ -7,6 +7,7 @@ template raised, or the class of any other error. Snippets in GAPS are those tha
 although Python does not; each group names the cause.
 """
 
+import copy
 import json
 import os
 import warnings
@@ -127,7 +128,8 @@ def sources():
 def outcome(source):
     try:
         template = chat_template_utils._compile_jinja_template(source)
-        return {"text": template.render(**VARIABLES)}
+        # Some filters change a list that they then refuse.
+        return {"text": template.render(**copy.deepcopy(VARIABLES))}
     except jinja2.exceptions.TemplateError as error:
         if type(error) is jinja2.exceptions.TemplateError:
             return {"raises": str(error)}

@@ -110,6 +110,59 @@ mod tests {
     }
 
     #[test]
+    fn nesting_ends_in_an_error_and_not_on_the_stacks_end() {
+        let brackets = format!("{{{{ {}1{} }}}}", "(".repeat(5000), ")".repeat(5000));
+        let nots = format!("{{{{ {} 1 }}}}", "not ".repeat(5000));
+        let blocks = "{% if 1 %}".repeat(5000) + &"{% endif %}".repeat(5000);
+        // Long chains are deep trees.
+        let sum = format!("{{{{ 1{} }}}}", " + 1".repeat(5000));
+        let path = format!("{{{{ x{} }}}}", ".x".repeat(5000));
+        let filters = format!("{{{{ 'a'{} }}}}", "|upper".repeat(5000));
+        let choices = format!("{{{{ 1{} }}}}", " if 1 else 1".repeat(5000));
+        let elses = "{% if 0 %}".to_owned() + &"{% elif 0 %}".repeat(5000) + "{% endif %}";
+        assert!(Template::compile(&elses, &Clock::default()).is_ok());
+        for source in [brackets, nots, blocks, sum, path, filters, choices] {
+            let refused = Template::compile(&source, &Clock::default());
+            assert!(refused.is_err_and(|told| told.contains("nested too deeply")));
+        }
+        let failing = [
+            "{% macro m(n) %}{{ m(n + 1) }}{% endmacro %}{{ m(0) }}".to_owned(),
+            "{% macro m() %}{% if 1 %}{% for x in [1] %}{{ [m()] }}{% endfor %}{% endif %}{% endmacro %}{{ m() }}".to_owned(),
+            "{% set ns = namespace(x=[]) %}{% for i in range(9999) %}{% set ns.x = [ns.x] %}{% endfor %}".to_owned(),
+            "{% for x in [1] recursive %}{{ loop([1]) }}{% endfor %}".to_owned(),
+        ];
+        for source in failing {
+            let found = render(&source);
+            assert!(matches!(found, Err(CountError::Render(_))), "{source:.80}: {found:?}");
+        }
+    }
+
+    #[test]
+    fn values_that_grow_are_stopped() {
+        let growing = [
+            "{% set ns = namespace(x='x') %}{% for i in range(99) %}{% set ns.x = ns.x + ns.x %}{% endfor %}",
+            "{% set ns = namespace(x=[1]) %}{% for i in range(99) %}{% set ns.x = ns.x + ns.x %}{% endfor %}",
+            "{{ 'x' * 999999999999 }}",
+            "{{ [1] * 999999999 }}",
+            "{{ '%999999999d' % 1 }}",
+            "{{ '{:999999999}'.format(1) }}",
+            "{{ 'x'.ljust(999999999) }}",
+            "{% set x = 'x' * 9999999 %}{% for i in range(99999) %}{% set y = x|upper %}{% endfor %}",
+            "{% set x = [1] * 99999 %}{% for i in range(99999) %}{% set y = x|list == x|list %}{% endfor %}",
+            "{% macro m() %}{% endmacro %}{% for i in range(99999) %}{% for j in range(99999) %}{{ m() }}{% endfor %}{% endfor %}",
+            "{% for i in range(99999) %}{% for j in range(99999) %}{% set n = namespace(a=1) %}{% endfor %}{% endfor %}",
+            "{{ (range(99999)|list)|unique|list|length }}",
+        ];
+        for source in growing {
+            let found = render(source);
+            assert!(
+                matches!(found, Err(CountError::TooCostly(_) | CountError::Render(_))),
+                "{source}: {found:?}"
+            );
+        }
+    }
+
+    #[test]
     fn python_and_jinja2_rules_hold() {
         let cases = [
             ("{{ true }} {{ none }} {{ [1.0, 'a'] }}", "True None [1.0, 'a']"),

@@ -7,7 +7,7 @@ use super::{
     ast::{Expression, Macro},
     globals,
     machine::Machine,
-    methods, ops,
+    methods,
     value::{Dict, Global, Value},
 };
 
@@ -201,39 +201,5 @@ impl<'t> Machine<'t> {
         *turn += 1;
         // The first call gives nothing, each further one the separator.
         Ok(if *turn == 1 { "".into() } else { items.pop().unwrap_or(Value::Undefined) })
-    }
-
-    // === loops ===
-
-    fn loop_method(&mut self, number: usize, name: &str, args: Args) -> Result<Value, Stop> {
-        let told = || Stop::failed("no items for cycling given");
-        let Some(state) = self.loops.get_mut(number) else { return Err(told()) };
-        if !args.named.is_empty() {
-            return Err(Stop::failed("takes no keyword arguments"));
-        }
-        if name == "cycle" {
-            let at = state.at.checked_rem(args.list.len()).ok_or_else(told)?;
-            return args.list.get(at).cloned().ok_or_else(told);
-        }
-        let same = state.changed.as_ref().is_some_and(|last| {
-            last.len() == args.list.len()
-                && last.iter().zip(&args.list).all(|(one, two)| ops::same(one, two))
-        });
-        state.changed = Some(args.list);
-        Ok(Value::Bool(!same))
-    }
-
-    fn call_loop(&mut self, number: usize, args: Args) -> Result<Value, Stop> {
-        let [over] = args.places(1)?;
-        let state = self.loops.get(number);
-        let again = state.map(|state| (state.home, state.depth + 1));
-        let again = again.filter(|((node, _), _)| node.recursive);
-        let ((node, scope), depth) = again.ok_or_else(|| {
-            Stop::failed("The loop must have the 'recursive' marker to be called recursively.")
-        })?;
-        let mut text = String::new();
-        let over = over.unwrap_or(Value::None);
-        self.deeper(|machine| machine.walk(node, &over, depth, scope, &mut text))?;
-        Ok(text.into())
     }
 }

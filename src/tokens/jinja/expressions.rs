@@ -3,10 +3,10 @@
 use super::{
     Stop, access,
     args::Args,
-    ast::{Arguments, Expression},
+    ast::{Arguments, Call, Expression},
     checks,
     machine::Machine,
-    ops,
+    ops::{self, Comparison, Operator},
     value::{Dict, Value},
 };
 use std::sync::Arc;
@@ -22,100 +22,138 @@ impl<'t> Machine<'t> {
         }
     }
 
+    /// Each kind has a function of its own, so that nesting takes little stack.
     fn compound(&mut self, node: &'t Expression, scope: usize) -> Result<Value, Stop> {
         match node {
             Expression::Const(value) => Ok(value.clone()),
             Expression::Name(name) => Ok(self.look_up(scope, *name)),
-            Expression::Attribute(of, name) => {
-                let of = self.evaluate(of, scope)?;
-                self.attribute(&of, name)
-            }
+            Expression::Attribute(of, name) => self.attribute_of(of, name, scope),
             Expression::Item(of, key) => self.item(of, key, scope),
             Expression::Call(..) => self.call_with(node, None, scope),
             Expression::Filter(of, call) => {
                 let value = self.evaluate(of, scope)?;
                 self.filter(call, value, scope)
             }
-            Expression::Test(of, call) => {
-                let value = self.evaluate(of, scope)?;
-                let args = self.arguments(&call.arguments, scope)?;
-                self.weigh(&value, &args)?;
-                checks::check(&call.name, &value, args).map(Value::Bool)
-            }
+            Expression::Test(of, call) => self.test(of, call, scope),
             Expression::Not(of) => Ok(Value::Bool(!self.evaluate(of, scope)?.is_true())),
-            Expression::And(sides) => {
-                let left = self.evaluate(&sides.0, scope)?;
-                if left.is_true() { self.evaluate(&sides.1, scope) } else { Ok(left) }
-            }
-            Expression::Or(sides) => {
-                let left = self.evaluate(&sides.0, scope)?;
-                if left.is_true() { Ok(left) } else { self.evaluate(&sides.1, scope) }
-            }
-            Expression::Choice(parts) => {
-                let (condition, then, otherwise) = &**parts;
-                match (self.evaluate(condition, scope)?.is_true(), otherwise) {
-                    (true, _) => self.evaluate(then, scope),
-                    (false, Some(otherwise)) => self.evaluate(otherwise, scope),
-                    (false, None) => Ok(Value::Undefined),
-                }
-            }
-            _ => self.made(node, scope),
-        }
-    }
-
-    /// Expressions that make a new value.
-    fn made(&mut self, node: &'t Expression, scope: usize) -> Result<Value, Stop> {
-        match node {
+            Expression::And(sides) => self.either(sides, false, scope),
+            Expression::Or(sides) => self.either(sides, true, scope),
+            Expression::Choice(parts) => self.choice(parts, scope),
             Expression::List(items) => Value::list(self.all(items, scope)?),
             Expression::Tuple(items) => Value::tuple(self.all(items, scope)?),
-            Expression::Dict(pairs) => {
-                let mut entries = Vec::with_capacity(pairs.len());
-                for (key, value) in pairs {
-                    entries.push((self.evaluate(key, scope)?, self.evaluate(value, scope)?));
-                }
-                Dict::collect(entries).map(Value::Dict)
-            }
-            Expression::Slice(of, parts) => {
-                let of = self.evaluate(of, scope)?;
-                let mut bounds = [None; 3];
-                for (bound, part) in bounds.iter_mut().zip(parts.iter()) {
-                    let value = part.as_ref().map(|part| self.evaluate(part, scope)).transpose()?;
-                    *bound = super::args::whole(value.as_ref())?;
-                }
-                self.spend(of.weight())?;
-                access::slice(&of, bounds)
-            }
+            Expression::Dict(pairs) => self.dict(pairs, scope),
+            Expression::Slice(of, parts) => self.slice(of, parts, scope),
             Expression::Sign(negative, of) => {
                 let value = self.evaluate(of, scope)?;
                 ops::signed(*negative, &value)
             }
-            Expression::Binary(op, sides) => {
-                let left = self.evaluate(&sides.0, scope)?;
-                let right = self.evaluate(&sides.1, scope)?;
-                let made = ops::calculate(*op, &left, &right)?;
-                self.spend(made.weight())?;
-                Ok(made)
-            }
-            Expression::Concat(parts) => {
-                let parts = self.all(parts, scope)?;
-                let made = ops::concatenated(&parts)?;
-                self.spend(made.weight())?;
-                Ok(made)
-            }
-            Expression::Compare(first, rest) => {
-                let mut left = self.evaluate(first, scope)?;
-                for (op, right) in rest {
-                    let right = self.evaluate(right, scope)?;
-                    self.spend(left.weight() + right.weight())?;
-                    if !ops::compare(*op, &left, &right)? {
-                        return Ok(Value::Bool(false));
-                    }
-                    left = right;
-                }
-                Ok(Value::Bool(true))
-            }
-            _ => Err(Stop::failed("an expression that is not known")),
+            Expression::Binary(op, sides) => self.binary(*op, sides, scope),
+            Expression::Concat(parts) => self.concat(parts, scope),
+            Expression::Compare(first, rest) => self.compare(first, rest, scope),
         }
+    }
+
+    fn attribute_of(
+        &mut self,
+        of: &'t Expression,
+        name: &Arc<str>,
+        scope: usize,
+    ) -> Result<Value, Stop> {
+        let of = self.evaluate(of, scope)?;
+        self.attribute(&of, name)
+    }
+
+    fn test(&mut self, of: &'t Expression, call: &'t Call, scope: usize) -> Result<Value, Stop> {
+        let value = self.evaluate(of, scope)?;
+        let args = self.arguments(&call.arguments, scope)?;
+        self.weigh(&value, &args)?;
+        checks::check(&call.name, &value, args).map(Value::Bool)
+    }
+
+    /// `or` if the left side's truth ends it, else `and`.
+    fn either(
+        &mut self,
+        sides: &'t (Expression, Expression),
+        ends: bool,
+        scope: usize,
+    ) -> Result<Value, Stop> {
+        let left = self.evaluate(&sides.0, scope)?;
+        if left.is_true() == ends { Ok(left) } else { self.evaluate(&sides.1, scope) }
+    }
+
+    fn choice(
+        &mut self,
+        parts: &'t (Expression, Expression, Option<Expression>),
+        scope: usize,
+    ) -> Result<Value, Stop> {
+        let (condition, then, otherwise) = parts;
+        match (self.evaluate(condition, scope)?.is_true(), otherwise) {
+            (true, _) => self.evaluate(then, scope),
+            (false, Some(otherwise)) => self.evaluate(otherwise, scope),
+            (false, None) => Ok(Value::Undefined),
+        }
+    }
+
+    fn dict(&mut self, pairs: &'t [(Expression, Expression)], scope: usize) -> Result<Value, Stop> {
+        let mut entries = Vec::with_capacity(pairs.len());
+        for (key, value) in pairs {
+            entries.push((self.evaluate(key, scope)?, self.evaluate(value, scope)?));
+        }
+        Dict::collect(entries).map(Value::Dict)
+    }
+
+    fn slice(
+        &mut self,
+        of: &'t Expression,
+        parts: &'t [Option<Expression>; 3],
+        scope: usize,
+    ) -> Result<Value, Stop> {
+        let of = self.evaluate(of, scope)?;
+        let mut bounds = [None; 3];
+        for (bound, part) in bounds.iter_mut().zip(parts.iter()) {
+            let value = part.as_ref().map(|part| self.evaluate(part, scope)).transpose()?;
+            *bound = super::args::whole(value.as_ref())?;
+        }
+        self.spend(of.weight())?;
+        access::slice(&of, bounds)
+    }
+
+    fn binary(
+        &mut self,
+        op: Operator,
+        sides: &'t (Expression, Expression),
+        scope: usize,
+    ) -> Result<Value, Stop> {
+        let left = self.evaluate(&sides.0, scope)?;
+        let right = self.evaluate(&sides.1, scope)?;
+        let made = ops::calculate(op, &left, &right)?;
+        self.spend(made.weight())?;
+        Ok(made)
+    }
+
+    fn concat(&mut self, parts: &'t [Expression], scope: usize) -> Result<Value, Stop> {
+        let parts = self.all(parts, scope)?;
+        let made = ops::concatenated(&parts)?;
+        self.spend(made.weight())?;
+        Ok(made)
+    }
+
+    fn compare(
+        &mut self,
+        first: &'t Expression,
+        rest: &'t [(Comparison, Expression)],
+        scope: usize,
+    ) -> Result<Value, Stop> {
+        let mut left = self.evaluate(first, scope)?;
+        for (op, right) in rest {
+            let right = self.evaluate(right, scope)?;
+            self.spend(left.weight() + right.weight())?;
+            if !ops::compare(*op, &left, &right)? {
+                return Ok(Value::Bool(false));
+            }
+            left = right;
+        }
+        Ok(Value::Bool(true))
     }
 
     fn all(&mut self, items: &'t [Expression], scope: usize) -> Result<Vec<Value>, Stop> {
@@ -152,39 +190,6 @@ impl<'t> Machine<'t> {
             Value::Loop(at) => self.loop_attribute(*at, name),
             other => access::get_attribute(other, name),
         }
-    }
-
-    /// `loop.name`
-    fn loop_attribute(&mut self, number: usize, name: &str) -> Result<Value, Stop> {
-        let Some(state) = self.loops.get(number) else { return Ok(Value::Undefined) };
-        let (at, depth) = (state.at, state.depth);
-        let ahead = match name {
-            "last" | "nextitem" => at + 1,
-            "length" | "revindex" | "revindex0" => usize::MAX,
-            _ => 0,
-        };
-        let next = if ahead > 0 { self.reach(number, ahead)? } else { None };
-        let Some(state) = self.loops.get(number) else { return Ok(Value::Undefined) };
-        let length = state.items.len();
-        Ok(match name {
-            "index" => Value::count(at + 1),
-            "index0" => Value::count(at),
-            "revindex" => Value::count(length - at),
-            "revindex0" => Value::count(length - at - 1),
-            "first" => Value::Bool(at == 0),
-            "last" => Value::Bool(next.is_none()),
-            "length" => Value::count(length),
-            "depth" => Value::count(depth + 1),
-            "depth0" => Value::count(depth),
-            "previtem" => {
-                let item = at.checked_sub(1).and_then(|at| state.items.get(at));
-                item.cloned().unwrap_or(Value::Undefined)
-            }
-            "nextitem" => next.unwrap_or(Value::Undefined),
-            "cycle" => Value::Method(Arc::new((Value::Loop(number), "cycle"))),
-            "changed" => Value::Method(Arc::new((Value::Loop(number), "changed"))),
-            _ => Value::Undefined,
-        })
     }
 
     /// The arguments of a call.

@@ -376,11 +376,17 @@ fn float_of(value: &Value) -> Result<Option<f64>, Stop> {
         Value::Float(number) => Ok(Some(*number)),
         Value::Str(text) | Value::Safe(text) => {
             let text = methods::strip(text, None, true, true);
-            if text.contains('_') || !text.is_ascii() {
-                return Err(Stop::failed("whether this text is a number is not known"));
+            if text.chars().any(|c| !c.is_ascii() && c.is_numeric()) {
+                return Err(Stop::failed("digits of other scripts are not known"));
             }
-            // Rust reads the same forms.
-            Ok(text.parse().ok())
+            // Rust reads the same forms, but for low bars between digits.
+            let bars = text.split('_').collect::<Vec<_>>();
+            let digit = |c: Option<char>| c.is_some_and(|c| c.is_ascii_digit());
+            let between = bars.windows(2).all(|two| match two {
+                [one, two] => digit(one.chars().next_back()) && digit(two.chars().next()),
+                _ => false,
+            });
+            Ok(if between { bars.concat().parse().ok() } else { None })
         }
         other => Ok(other.as_int().map(|number| number as f64)),
     }

@@ -152,7 +152,7 @@ fn walked(value: &Value) -> Result<Vec<Value>, Stop> {
 /// Fails for what `reversed` does not take.
 fn reversible(value: &Value) -> Result<(), Stop> {
     match value {
-        Value::Once(_) | Value::Undefined => {
+        Value::Once(_) => {
             Err(Stop::failed(format!("'{}' object is not reversible", value.type_name())))
         }
         _ => Ok(()),
@@ -191,13 +191,15 @@ fn follow(item: &Value, path: &[Value], default: Option<&Value>) -> Result<Value
 /// What items are sorted or told apart by.
 struct Keys {
     paths: Vec<Vec<Value>>,
+    /// Keys are lists even if there is one: equal parts of lists need no order of their own.
+    listed: bool,
     case_sensitive: bool,
     default: Option<Value>,
 }
 
 impl Keys {
     fn one(attribute: Option<&Value>, case_sensitive: bool) -> Result<Self, Stop> {
-        Ok(Self { paths: vec![path(attribute)?], case_sensitive, default: None })
+        Ok(Self { paths: vec![path(attribute)?], listed: false, case_sensitive, default: None })
     }
 
     fn several(attribute: Option<&Value>, case_sensitive: bool) -> Result<Self, Stop> {
@@ -207,7 +209,7 @@ impl Keys {
             }
             None => vec![path(attribute)?],
         };
-        Ok(Self { paths, case_sensitive, default: None })
+        Ok(Self { paths, listed: true, case_sensitive, default: None })
     }
 
     fn of(&self, item: &Value) -> Result<Value, Stop> {
@@ -217,7 +219,7 @@ impl Keys {
             keys.push(if self.case_sensitive { key } else { without_case(key) });
         }
         match keys.pop() {
-            Some(only) if keys.is_empty() => Ok(only),
+            Some(only) if !self.listed => Ok(only),
             last => {
                 keys.extend(last);
                 Value::list(keys)

@@ -3,15 +3,16 @@
 use super::{
     Stop, access,
     args::Args,
-    ast::{Call, For, Macro, NameId, Program, Statement, Target},
+    ast::{Call, Expression, For, Macro, NameId, Program, Statement, Target},
     filters,
-    value::{Seq, Value},
+    loops::Loop,
+    value::Value,
 };
 use crate::tokens::{python, template::TEXT_BYTES_MAX};
 use std::sync::Arc;
 
 /// Deepest nesting of blocks, expressions and calls at once.
-const DEPTH_MAX: usize = 250;
+const DEPTH_MAX: usize = 200;
 
 /// What a run may cost, and what it knows of the world.
 pub(in crate::tokens) struct Limits<'a> {
@@ -79,20 +80,6 @@ struct Scope {
     kept: bool,
 }
 
-/// What `loop` knows.
-pub(super) struct Loop<'t> {
-    /// Those that passed the loop's condition, as far as was looked.
-    pub(super) items: Vec<Value>,
-    /// All, and how many of them were looked at.
-    rest: Arc<Seq>,
-    looked: usize,
-    pub(super) at: usize,
-    pub(super) depth: usize,
-    pub(super) changed: Option<Vec<Value>>,
-    /// The loop and the scope around it.
-    pub(super) home: (&'t For, usize),
-}
-
 impl<'t> Machine<'t> {
     // === costs ===
 
@@ -138,7 +125,7 @@ impl<'t> Machine<'t> {
     }
 
     /// Keeps a scope and those around it, because a macro was made in it.
-    fn keep(&mut self, scope: usize) {
+    pub(super) fn keep(&mut self, scope: usize) {
         let mut next = Some(scope);
         while let Some(scope) = next.and_then(|at| self.scopes.get_mut(at)) {
             if scope.kept {
@@ -195,6 +182,7 @@ impl<'t> Machine<'t> {
         Ok(())
     }
 
+    /// Runs one statement. Each kind has a function of its own, so that nesting takes little stack.
     fn statement(
         &mut self,
         statement: &'t Statement,
@@ -203,59 +191,103 @@ impl<'t> Machine<'t> {
     ) -> Result<(), Stop> {
         match statement {
             Statement::Text(text) => out.push_str(text),
-            Statement::Print(printed) => {
-                let value = self.evaluate(printed, scope)?;
-                self.spend(value.weight())?;
-                python::write_text(out, &value)?;
-            }
+            Statement::Print(printed) => return self.print(printed, scope, out),
             Statement::If(branches, otherwise) => {
-                for (condition, body) in branches {
-                    if self.evaluate(condition, scope)?.is_true() {
-                        return self.deeper(|machine| machine.run(body, scope, out));
-                    }
-                }
-                return self.deeper(|machine| machine.run(otherwise, scope, out));
+                let body = self.branch(branches, otherwise, scope)?;
+                return self.nested(body, scope, out);
             }
-            Statement::For(node) => {
-                let over = self.evaluate(&node.over, scope)?;
-                return self.deeper(|machine| machine.walk(node, &over, 0, scope, out));
-            }
+            Statement::For(node) => return self.for_loop(node, scope, out),
             Statement::Set(target, value) => {
                 let value = self.evaluate(value, scope)?;
-                self.assign(target, value, scope)?;
+                return self.assign(target, value, scope);
             }
             Statement::SetBlock(target, calls, body) => {
-                let text = self.captured(body, scope)?;
-                let value = self.filtered(text.into(), calls, scope)?;
-                self.assign(target, value, scope)?;
+                let value = self.captured(body, calls, scope)?;
+                return self.assign(target, value, scope);
             }
-            Statement::With(values, body) => {
-                let inner = self.open(scope);
-                for (target, value) in values {
-                    let value = self.evaluate(value, scope)?;
-                    self.assign(target, value, inner)?;
-                }
-                self.deeper(|machine| machine.run(body, inner, out))?;
-                self.close(inner);
-            }
+            Statement::With(values, body) => return self.with(values, body, scope, out),
             Statement::Filter(calls, body) => {
-                let text = self.captured(body, scope)?;
-                let value = self.filtered(text.into(), calls, scope)?;
-                python::write_text(out, &value)?;
+                let value = self.captured(body, calls, scope)?;
+                return python::write_text(out, &value);
             }
             Statement::Macro(name, made) => {
                 let value = self.make_macro(made, scope)?;
                 self.set(scope, *name, value);
             }
-            Statement::Call(called, caller) => {
-                let caller = self.make_macro(caller, scope)?;
-                let value = self.call_with(called, Some(caller), scope)?;
-                python::write_text(out, &value)?;
-            }
+            Statement::Call(called, caller) => return self.call_block(called, caller, scope, out),
             Statement::Break => return Err(Stop::Break),
             Statement::Continue => return Err(Stop::Continue),
         }
         Ok(())
+    }
+
+    fn print(
+        &mut self,
+        printed: &'t Expression,
+        scope: usize,
+        out: &mut String,
+    ) -> Result<(), Stop> {
+        let value = self.evaluate(printed, scope)?;
+        self.spend(value.weight())?;
+        python::write_text(out, &value)
+    }
+
+    /// The body of the branch whose condition holds.
+    fn branch(
+        &mut self,
+        branches: &'t [(Expression, Vec<Statement>)],
+        otherwise: &'t [Statement],
+        scope: usize,
+    ) -> Result<&'t [Statement], Stop> {
+        for (condition, body) in branches {
+            if self.evaluate(condition, scope)?.is_true() {
+                return Ok(body);
+            }
+        }
+        Ok(otherwise)
+    }
+
+    fn nested(
+        &mut self,
+        body: &'t [Statement],
+        scope: usize,
+        out: &mut String,
+    ) -> Result<(), Stop> {
+        self.deeper(|machine| machine.run(body, scope, out))
+    }
+
+    fn for_loop(&mut self, node: &'t For, scope: usize, out: &mut String) -> Result<(), Stop> {
+        let over = self.evaluate(&node.over, scope)?;
+        self.deeper(|machine| machine.walk(node, &over, 0, scope, out))
+    }
+
+    fn with(
+        &mut self,
+        values: &'t [(Target, Expression)],
+        body: &'t [Statement],
+        scope: usize,
+        out: &mut String,
+    ) -> Result<(), Stop> {
+        let inner = self.open(scope);
+        for (target, value) in values {
+            let value = self.evaluate(value, scope)?;
+            self.assign(target, value, inner)?;
+        }
+        self.nested(body, inner, out)?;
+        self.close(inner);
+        Ok(())
+    }
+
+    fn call_block(
+        &mut self,
+        called: &'t Expression,
+        caller: &'t Macro,
+        scope: usize,
+        out: &mut String,
+    ) -> Result<(), Stop> {
+        let caller = self.make_macro(caller, scope)?;
+        let value = self.call_with(called, Some(caller), scope)?;
+        python::write_text(out, &value)
     }
 
     fn make_macro(&mut self, made: &'t Macro, scope: usize) -> Result<Value, Stop> {
@@ -265,17 +297,18 @@ impl<'t> Machine<'t> {
         Ok(Value::Macro(self.macros.len() - 1))
     }
 
-    /// The text of statements, in a scope of their own.
-    fn captured(&mut self, body: &'t [Statement], scope: usize) -> Result<String, Stop> {
+    /// The text of statements, in a scope of their own, through filters.
+    fn captured(
+        &mut self,
+        body: &'t [Statement],
+        calls: &'t [Call],
+        scope: usize,
+    ) -> Result<Value, Stop> {
         let inner = self.open(scope);
         let mut text = String::new();
-        self.deeper(|machine| machine.run(body, inner, &mut text))?;
+        self.nested(body, inner, &mut text)?;
         self.close(inner);
-        Ok(text)
-    }
-
-    fn filtered(&mut self, value: Value, calls: &'t [Call], scope: usize) -> Result<Value, Stop> {
-        calls.iter().try_fold(value, |value, call| self.filter(call, value, scope))
+        calls.iter().try_fold(text.into(), |value, call| self.filter(call, value, scope))
     }
 
     /// Applies a filter.
@@ -299,7 +332,12 @@ impl<'t> Machine<'t> {
         self.spend(value.weight() + list.chain(named).sum::<u64>())
     }
 
-    fn assign(&mut self, target: &'t Target, value: Value, scope: usize) -> Result<(), Stop> {
+    pub(super) fn assign(
+        &mut self,
+        target: &'t Target,
+        value: Value,
+        scope: usize,
+    ) -> Result<(), Stop> {
         match target {
             Target::Name(name) => self.set(scope, *name, value),
             Target::Attribute(name, attribute) => {
@@ -327,93 +365,5 @@ impl<'t> Machine<'t> {
             }
         }
         Ok(())
-    }
-
-    // === loops ===
-
-    /// Runs a loop over a value.
-    pub(super) fn walk(
-        &mut self,
-        node: &'t For,
-        over: &Value,
-        depth: usize,
-        scope: usize,
-        out: &mut String,
-    ) -> Result<(), Stop> {
-        self.spend(over.weight())?;
-        let rest = self.items_of(over)?;
-        let (items, looked) = match node.test {
-            Some(_) => (Vec::new(), 0),
-            None => (rest.items.clone(), rest.items.len()),
-        };
-        let home = (node, scope);
-        self.loops.push(Loop { items, rest, looked, at: 0, depth, changed: None, home });
-        let number = self.loops.len() - 1;
-        if node.recursive {
-            self.keep(scope);
-        }
-        // As in jinja2, `else` also runs when no turn came to its end.
-        let mut completed = false;
-        let mut at = 0;
-        while let Some(item) = self.reach(number, at)? {
-            self.spend(1)?;
-            let inner = self.open(scope);
-            if let Some(name) = node.loop_name {
-                if let Some(state) = self.loops.get_mut(number) {
-                    state.at = at;
-                }
-                self.set(inner, name, Value::Loop(number));
-            }
-            self.assign(&node.target, item, inner)?;
-            let ended = self.run(&node.body, inner, out);
-            self.close(inner);
-            match ended {
-                Ok(()) => completed = true,
-                Err(Stop::Continue) => {}
-                Err(Stop::Break) => break,
-                Err(stop) => return Err(stop),
-            }
-            at += 1;
-        }
-        if node.loop_name.is_none() && number + 1 == self.loops.len() {
-            self.loops.pop();
-        }
-        if !completed && !node.otherwise.is_empty() {
-            let inner = self.open(scope);
-            self.run(&node.otherwise, inner, out)?;
-            self.close(inner);
-        }
-        Ok(())
-    }
-
-    /// The item at a place of a loop. The condition is asked no further than that, as it may look at what
-    /// the loop's own body changes.
-    pub(super) fn reach(&mut self, number: usize, at: usize) -> Result<Option<Value>, Stop> {
-        loop {
-            let Some(state) = self.loops.get_mut(number) else { return Ok(None) };
-            if let Some(item) = state.items.get(at) {
-                return Ok(Some(item.clone()));
-            }
-            let Some(item) = state.rest.items.get(state.looked).cloned() else { return Ok(None) };
-            state.looked += 1;
-            let (node, scope) = state.home;
-            let inner = self.open(scope);
-            self.assign(&node.target, item.clone(), inner)?;
-            let passes = match &node.test {
-                Some(test) => self.evaluate(test, inner)?.is_true(),
-                None => true,
-            };
-            self.close(inner);
-            if passes && let Some(state) = self.loops.get_mut(number) {
-                state.items.push(item);
-            }
-        }
-    }
-
-    fn items_of(&mut self, over: &Value) -> Result<Arc<Seq>, Stop> {
-        match over {
-            Value::Loop(_) => Err(Stop::failed("a loop over a loop's state is not known")),
-            other => access::items(other),
-        }
     }
 }

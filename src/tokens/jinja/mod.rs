@@ -4,7 +4,7 @@
 //! answers it, or with an error; never with a text that differs. From the bottom: [`value`] and what
 //! Python does with values ([`ops`], [`access`], [`format`], [`percent`], [`methods`]); the language
 //! ([`lexer`], [`ast`], [`parser`], [`operands`], [`statements`]); what runs it ([`machine`], [`expressions`],
-//! [`calls`], [`filters`], [`lists`], [`checks`]).
+//! [`loops`], [`calls`], [`filters`], [`lists`], [`checks`]).
 
 mod access;
 mod args;
@@ -18,6 +18,7 @@ mod format;
 mod globals;
 mod lexer;
 mod lists;
+mod loops;
 mod machine;
 mod methods;
 mod operands;

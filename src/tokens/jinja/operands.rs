@@ -77,7 +77,9 @@ impl Parser {
     }
 
     pub(super) fn postfix(&mut self, mut node: Expression) -> Parsed<Expression> {
+        let mut links = 0;
         loop {
+            self.link(&mut links)?;
             if self.takes(".") {
                 node = match self.next() {
                     Some(Token::Name(name)) => Expression::Attribute(Box::new(node), name.into()),

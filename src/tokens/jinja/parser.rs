@@ -10,7 +10,10 @@ use super::{
 use std::{collections::HashMap, sync::Arc};
 
 /// Deepest nesting of expressions and blocks. A template is the operator's, but not a reason to crash.
-const DEPTH_MAX: usize = 120;
+const DEPTH_MAX: usize = 100;
+
+/// Longest chain of operators, filters or attributes: a chain is a deep tree.
+const CHAIN_MAX: usize = 150;
 
 /// Reads a template whose line ends are newlines. The error is a sentence.
 pub(in crate::tokens) fn parse(source: &str) -> Result<Program, String> {
@@ -119,6 +122,12 @@ impl Parser {
         number
     }
 
+    /// Counts one more link of a chain.
+    pub(super) fn link(&self, links: &mut usize) -> Parsed<()> {
+        *links += 1;
+        if *links > CHAIN_MAX { Err("the template is nested too deeply".into()) } else { Ok(()) }
+    }
+
     /// Runs a part of the parser one level deeper.
     pub(super) fn deeper<T>(&mut self, part: impl FnOnce(&mut Self) -> Parsed<T>) -> Parsed<T> {
         self.depth += 1;
@@ -136,7 +145,9 @@ impl Parser {
     pub(super) fn expression(&mut self) -> Parsed<Expression> {
         self.deeper(|parser| {
             let mut first = parser.or()?;
+            let mut links = 0;
             while parser.takes_word("if") {
+                parser.link(&mut links)?;
                 let condition = parser.or()?;
                 let otherwise =
                     if parser.takes_word("else") { Some(parser.expression()?) } else { None };
@@ -181,7 +192,9 @@ impl Parser {
 
     pub(super) fn or(&mut self) -> Parsed<Expression> {
         let mut left = self.and()?;
+        let mut links = 0;
         while self.takes_word("or") {
+            self.link(&mut links)?;
             left = Expression::Or(Box::new((left, self.and()?)));
         }
         Ok(left)
@@ -189,7 +202,9 @@ impl Parser {
 
     fn and(&mut self) -> Parsed<Expression> {
         let mut left = self.not()?;
+        let mut links = 0;
         while self.takes_word("and") {
+            self.link(&mut links)?;
             left = Expression::And(Box::new((left, self.not()?)));
         }
         Ok(left)
@@ -232,7 +247,9 @@ impl Parser {
 
     fn sum(&mut self) -> Parsed<Expression> {
         let mut left = self.concatenation()?;
+        let mut links = 0;
         loop {
+            self.link(&mut links)?;
             let op = match self.peek() {
                 Some(Token::Sign("+")) => Operator::Add,
                 Some(Token::Sign("-")) => Operator::Sub,
@@ -257,7 +274,9 @@ impl Parser {
 
     fn product(&mut self) -> Parsed<Expression> {
         let mut left = self.power()?;
+        let mut links = 0;
         loop {
+            self.link(&mut links)?;
             let op = match self.peek() {
                 Some(Token::Sign("*")) => Operator::Mul,
                 Some(Token::Sign("/")) => Operator::Div,
@@ -272,7 +291,9 @@ impl Parser {
 
     fn power(&mut self) -> Parsed<Expression> {
         let mut left = self.unary(true)?;
+        let mut links = 0;
         while self.takes("**") {
+            self.link(&mut links)?;
             left = Expression::Binary(Operator::Pow, Box::new((left, self.unary(true)?)));
         }
         Ok(left)
@@ -294,7 +315,9 @@ impl Parser {
     // === filters and tests ===
 
     fn filters(&mut self, mut node: Expression) -> Parsed<Expression> {
+        let mut links = 0;
         loop {
+            self.link(&mut links)?;
             if self.takes("|") {
                 let call = self.filter()?;
                 node = Expression::Filter(Box::new(node), Box::new(call));

@@ -30,6 +30,34 @@ fn complaint(case: &Json, variables: &Json) -> Option<String> {
     (!right).then(|| format!("{source:?}\n  expected {case}\n  found    {found:?}"))
 }
 
+/// Snippets made by `scripts/random_snippets.py`, if a file of them is named.
+#[test]
+fn random_snippets_render_as_in_python_or_fail() {
+    let Some(path) = std::env::var_os("BERTHD_SNIPPET_FILE") else {
+        println!("SKIPPED: random snippets are not checked; set BERTHD_SNIPPET_FILE to check them");
+        return;
+    };
+    let file = std::fs::read_to_string(path).unwrap();
+    let mut lines = file.lines().map(|line| serde_json::from_str::<Json>(line).unwrap());
+    let variables = lines.next().unwrap()["variables"].clone();
+    let (mut all, mut refused, mut wrong) = (0, Vec::new(), Vec::new());
+    for case in lines {
+        all += 1;
+        let source = case["source"].as_str().unwrap();
+        match (render(source, &variables), case["text"].as_str()) {
+            (Ok(text), Some(expected)) if text == expected => {}
+            (Err(CountError::Render(told)), Some(_)) => refused.push(format!("{told}: {source}")),
+            (Err(_), None) => {}
+            (found, _) => {
+                wrong.push(format!("{source:?}\n  expected {case}\n  found    {found:?}"))
+            }
+        }
+    }
+    println!("{all} snippets, {} refused though Python renders them", refused.len());
+    refused.iter().for_each(|told| println!("  {told}"));
+    assert!(wrong.is_empty(), "{} differ:\n{}", wrong.len(), wrong.join("\n"));
+}
+
 #[test]
 fn snippets_render_as_in_python() {
     let file = include_str!("../../../tests/fixtures/snippets.jsonl");

@@ -337,7 +337,7 @@ impl Value {
     /// Fails for what cannot be a key.
     fn check_hashable(&self) -> Result<(), Stop> {
         match self {
-            Self::List(_) | Self::Dict(_) | Self::View(..) | Self::Undefined => {
+            Self::List(_) | Self::Dict(_) | Self::View(..) => {
                 Err(Stop::failed(format!("unhashable type: '{}'", self.type_name())))
             }
             Self::Tuple(seq) => seq.items.iter().try_for_each(Self::check_hashable),
