@@ -12,6 +12,7 @@ circulation. The counts are what transformers' apply_chat_template and tokenizer
     ["request", 12, SHA-256 of the text, tokens, SHA-256 of the ids]    hashes cut to 16 digits
     ["request", 13, {"raises": "words of the template"}]
     ["request", 14, {"fails": "TypeError"}]    Python itself gave up, so we must not give a text
+    ["vllm", 12, ...]    the same as that kind of server prepares it: `sglang` and `llama.cpp` too
     ["text", 3, tokens, SHA-256 of the ids]
 
 Training breaks ties in no fixed order, so tokenizers that exist are kept, and running the script again
@@ -32,10 +33,13 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import jinja2
 from count_conversations import ODD_TEXTS, SENTENCES, conversations
 from count_families import TEMPLATES, families
+from count_servers import KINDS, prepared
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 from transformers.utils import chat_template_utils
 
+# Families whose templates want text, and whose requests are also tried as servers prepare them.
+SERVED = ("merge", "bars", "clauses")
 OUT = Path(__file__).resolve().parent.parent / "tests" / "fixtures" / "counts"
 
 
@@ -100,9 +104,28 @@ def rendered(tokenizer, request):
         request["messages"], tokenize=False, add_generation_prompt=prompt, **given)
 
 
-def outcome(tokenizer, request):
+def served(tokenizer, kind, request):
+    """What a kind of server counts, or nothing where that is not documented."""
+    found = prepared(kind, tokenizer.chat_template, request)
+    if found is None:
+        return None
+    made, behind, apart = found
+    result = outcome(tokenizer, made, behind)
+    if not isinstance(result[0], str):
+        return result
+    text = rendered(tokenizer, made) + behind
+    ids = ids_of(tokenizer, text, False)
+    if kind == "llama.cpp" and tokenizer.init_kwargs.get("add_bos_token"):
+        # The template's own is cut, lest it come twice.
+        ids = [tokenizer.bos_token_id, *ids_of(tokenizer, text.removeprefix(tokenizer.bos_token), False)]
+    if apart:
+        ids += ids_of(tokenizer, apart, False)
+    return [digest((text + apart).encode()), *counted(ids)]
+
+
+def outcome(tokenizer, request, behind=""):
     try:
-        text = rendered(tokenizer, request)
+        text = rendered(tokenizer, request) + behind
     except jinja2.exceptions.TemplateError as error:
         if type(error) is jinja2.exceptions.TemplateError:
             return [{"raises": str(error)}]
@@ -134,11 +157,15 @@ def main():
         lines = []
         if place:
             lines = [["request", at, *outcome(tokenizer, request)] for at, request in enumerate(requests)]
+        for kind in KINDS if name in SERVED else ():
+            found = ((at, served(tokenizer, kind, request)) for at, request in enumerate(requests))
+            lines += [[kind, at, *result] for at, result in found if result]
         lines += [["text", at, *counted(ids_of(tokenizer, text, True))] for at, text in enumerate(texts)]
         write_lines(folder / "expected.jsonl", lines)
         kinds = [next(iter(line[2])) if isinstance(line[2], dict) else line[0] for line in lines]
         print(f"{name:10} {kinds.count('request')} rendered, {kinds.count('raises')} refused by the template, "
-              f"{kinds.count('fails')} failed in Python, {kinds.count('text')} texts")
+              f"{kinds.count('fails')} failed in Python, {kinds.count('text')} texts, "
+              f"{sum(kinds.count(kind) for kind in KINDS)} as servers prepare them")
     write_lines(OUT / "requests.jsonl", requests)
     write_lines(OUT / "texts.jsonl", texts)
 

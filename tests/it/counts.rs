@@ -104,37 +104,51 @@ fn complaint(
     (count != Ok(Tokens(ids.len() as u64))).then(|| format!("ids and count differ: {count:?}"))
 }
 
-/// One family's right and all: conversations, refusals by template or Python, texts.
+/// The rules that a case is counted by.
+fn profile(kind: &str) -> Profile {
+    match kind {
+        "vllm" => Profile::of(ServerKind::Vllm),
+        "sglang" => Profile::of(ServerKind::Sglang),
+        "llama.cpp" => Profile::of(ServerKind::LlamaCpp),
+        _ => Profile::reference(),
+    }
+}
+
+/// One family's right and all: conversations, refusals by template or Python, as servers prepare them, texts.
 #[derive(Default)]
-struct Tally([(usize, usize); 3]);
+struct Tally([(usize, usize); 4]);
 
 #[test]
 fn counts_equal_the_reference_librarys() {
     let (requests, texts) =
         (lines(&fixtures().join("requests.jsonl")), lines(&fixtures().join("texts.jsonl")));
-    let reference = Profile::reference();
     let mut complaints = Vec::new();
     let mut chat_families = 0;
-    println!("family     conversations   refusals      texts  in the style of");
+    println!("family     conversations   refusals    servers      texts  in the style of");
     for (family, style) in FAMILIES {
         let files = load(family);
         let Tally(mut tally) = Tally::default();
         for case in lines(&folder(family).join("expected.jsonl")) {
             let case = case.as_array().expect("a case is a list").as_slice();
-            let (kind, at, expected) =
-                (case[0].as_str(), case[1].as_u64().unwrap() as usize, &case[2..]);
-            let (column, found) = if kind == Some("text") {
-                (2, text_complaint(&files, texts[at].as_str().unwrap(), expected))
-            } else {
-                let column = usize::from(expected[0].is_object());
-                (column, complaint(&files, &reference, requests[at].as_object().unwrap(), expected))
+            let (kind, at) = (case[0].as_str().unwrap(), case[1].as_u64().unwrap() as usize);
+            let expected = &case[2..];
+            let found = match kind {
+                "text" => text_complaint(&files, texts[at].as_str().unwrap(), expected),
+                kind => {
+                    complaint(&files, &profile(kind), requests[at].as_object().unwrap(), expected)
+                }
+            };
+            let column = match kind {
+                "text" => 3,
+                "request" => usize::from(expected[0].is_object()),
+                _ => 2,
             };
             tally[column].0 += usize::from(found.is_none());
             tally[column].1 += 1;
             complaints.extend(found.map(|found| format!("{family}, {case:?}: {found}")));
         }
-        let [chats, refusals, texts] = tally.map(|(right, all)| format!("{right}/{all}"));
-        println!("{family:<10} {chats:>13} {refusals:>10} {texts:>10}  {style}");
+        let [chats, refusals, servers, texts] = tally.map(|(right, all)| format!("{right}/{all}"));
+        println!("{family:<10} {chats:>13} {refusals:>10} {servers:>10} {texts:>10}  {style}");
         chat_families += usize::from(tally[0].1 >= 60);
     }
     assert!(chat_families >= 10, "only {chat_families} families with 60 conversations");
