@@ -89,6 +89,23 @@ const NUMBER: &[&str] = &[
 ];
 const VIEW: &[&str] = &["isdisjoint", "mapping"];
 const RANGE: &[&str] = &["start", "step", "stop"];
+/// What generators and macros have.
+const OF_FUNCTIONS: &[&str] = &[
+    "arguments",
+    "caller",
+    "catch_kwargs",
+    "catch_varargs",
+    "close",
+    "explicit_caller",
+    "gi_code",
+    "gi_frame",
+    "gi_running",
+    "gi_suspended",
+    "gi_yieldfrom",
+    "name",
+    "send",
+    "throw",
+];
 /// What every Python object has.
 const OBJECT: &[&str] = &[
     "__add__",
@@ -151,6 +168,8 @@ pub(super) fn get_attribute(value: &Value, name: &str) -> Result<Value, Stop> {
         Value::Tuple(seq) if seq.is_group && matches!(name, "grouper" | "list") => {
             Ok(seq.items.get(usize::from(name == "list")).cloned().unwrap_or(Value::Undefined))
         }
+        // What these have of their own is not here; of other names they have none.
+        Value::Macro(_) | Value::Once(_) if !OF_FUNCTIONS.contains(&name) => Ok(Value::Undefined),
         Value::Macro(_)
         | Value::Once(_)
         | Value::Global(_)
@@ -179,7 +198,11 @@ pub(super) fn get_attribute(value: &Value, name: &str) -> Result<Value, Stop> {
 pub(super) fn get_item(value: &Value, key: &Value) -> Result<Value, Stop> {
     let found = match value {
         Value::Undefined => return Err(Stop::failed("undefined has no items")),
-        Value::Namespace(_) | Value::Loop(_) | Value::Macro(_) => {
+        Value::Macro(_) => match key.as_str() {
+            Some(name) => return get_attribute(value, name),
+            None => None,
+        },
+        Value::Namespace(_) | Value::Loop(_) => {
             return Err(Stop::failed(format!("items of a {} are not known", value.type_name())));
         }
         Value::Tuple(seq) if seq.is_group && key.as_str().is_some() => {
@@ -256,11 +279,14 @@ pub(super) fn slice(value: &Value, [start, stop, step]: [Option<i128>; 3]) -> Re
         Value::Safe(text) => Ok(Value::Safe(cut(text, &bounds).into())),
         Value::List(seq) => Value::list(bounds.pick(&seq.items)),
         Value::Tuple(seq) => Value::tuple(bounds.pick(&seq.items)),
-        Value::Range(first, _, pace) => Ok(Value::Range(
-            first + pace * bounds.start,
-            first + pace * bounds.stop,
-            pace * bounds.step,
-        )),
+        Value::Range(first, _, pace) => {
+            let at = |place: i128| pace.checked_mul(place)?.checked_add(*first);
+            let made = (at(bounds.start), at(bounds.stop), pace.checked_mul(bounds.step));
+            let (Some(start), Some(stop), Some(step)) = made else {
+                return Err(Stop::failed("a number out of range"));
+            };
+            Ok(Value::Range(start, stop, step))
+        }
         _ => Err(told()),
     }
 }

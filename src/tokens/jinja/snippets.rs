@@ -8,6 +8,7 @@ use crate::tokens::{
     python::from_json,
     template::{Clock, Template},
 };
+use proptest::prelude::*;
 use serde_json::Value as Json;
 
 fn render(source: &str, variables: &Json) -> Result<String, CountError> {
@@ -67,4 +68,118 @@ fn snippets_render_as_in_python() {
     let wrong: Vec<String> = cases.iter().filter_map(|case| complaint(case, &variables)).collect();
     assert!(cases.len() > 300, "only {} snippets", cases.len());
     assert!(wrong.is_empty(), "{} of {} differ:\n{}", wrong.len(), cases.len(), wrong.join("\n"));
+}
+
+/// Pieces that templates are made of, and numbers at the edges.
+const PIECES: [&str; 78] = [
+    "{{",
+    "}}",
+    "{%",
+    "%}",
+    "{#",
+    "#}",
+    "-",
+    "+",
+    " ",
+    "\n",
+    "(",
+    ")",
+    "[",
+    "]",
+    "{",
+    "}",
+    ".",
+    ",",
+    ":",
+    "|",
+    "~",
+    "*",
+    "**",
+    "/",
+    "//",
+    "%",
+    "=",
+    "==",
+    "<",
+    "\"",
+    "'",
+    "\\",
+    "x",
+    "loop",
+    "items",
+    "name",
+    "users",
+    "is",
+    "in",
+    "not",
+    "and",
+    "or",
+    "if",
+    "else",
+    "elif",
+    "endif",
+    "for",
+    "endfor",
+    "set",
+    "endset",
+    "macro",
+    "m()",
+    "endmacro",
+    "call",
+    "endcall",
+    "filter",
+    "endfilter",
+    "with",
+    "endwith",
+    "raw",
+    "endraw",
+    "generation",
+    "break",
+    "range(9)",
+    "namespace(a=1)",
+    "0",
+    "1",
+    "-1",
+    "1.5",
+    "170141183460469231731687303715884105727",
+    "1e308",
+    "\u{1f}",
+    "é",
+    "tojson",
+    "format",
+    "%*.*d",
+    "{:>{}}",
+    "slice(2)",
+];
+
+proptest! {
+    /// Whatever a template says, it is rendered or refused.
+    #[test]
+    fn no_template_ends_the_process(picks in prop::collection::vec(0..PIECES.len(), 0..24), inside: bool) {
+        let soup: Vec<&str> = picks.into_iter().map(|pick| PIECES[pick]).collect();
+        let source = if inside { format!("{{{{ {} }}}}", soup.join(" ")) } else { soup.concat() };
+        let variables = serde_json::json!({"items": [3, 1], "name": "n", "users": [{"a": 1}], "x": 1e300});
+        let _ = render(&source, &variables);
+    }
+
+    /// Numbers at the edges go through all operators, slices and formats.
+    #[test]
+    fn no_number_ends_the_process(one: i64, two: i64, three in -3i64..4, pick in 0..12usize) {
+        let wide = "170141183460469231731687303715884105727";
+        let source = [
+            format!("{{{{ {one} * {two} // {three} % {wide} - {wide} }}}}"),
+            format!("{{{{ range(3)[{one}:{two}:{three}]|list }}}}"),
+            format!("{{{{ 'abc'[{one}:{two}:{three}] }}}}"),
+            format!("{{{{ [1, 2][::{wide}] }}}}{{{{ range(3)[::{wide}]|list }}}}{{{{ range(3)[{wide}] }}}}"),
+            format!("{{{{ (-{wide} - 1) // -1 }}}}"),
+            format!("{{{{ (-{wide} - 1)|abs }}}}"),
+            format!("{{{{ -(-{wide} - 1) }}}}"),
+            format!("{{{{ 'x'[-{wide} - 1] }}}}{{{{ 'x'.find('x', -{wide} - 1) }}}}"),
+            format!("{{{{ '%*d' % ({one}, 1) }}}}"),
+            format!("{{{{ {one} ** {two} }}}}{{{{ {one}|round({three}) }}}}{{{{ 1.5|round({three}) }}}}"),
+            format!("{{{{ range({one}, {two}, {three})|length }}}}"),
+            format!("{{{{ 'x'.center({one}) }}}}{{{{ 'x' * {two} }}}}{{{{ 'x'|indent({one}) }}}}{{{{ [1]|batch({two})|list }}}}"),
+        ];
+        let _ = render(&source[pick], &serde_json::json!({}));
+    }
 }

@@ -281,9 +281,11 @@ impl Value {
             Self::List(seq) | Self::Tuple(seq) => Some(seq.items.len()),
             Self::Dict(dict) | Self::View(_, dict) => Some(dict.entries.len()),
             Self::Range(start, stop, step) => {
-                let (span, step) =
-                    if *step > 0 { (stop - start, *step) } else { (start - stop, -step) };
-                usize::try_from((span + step - 1).max(0) / step).ok()
+                let span =
+                    if *step > 0 { stop.checked_sub(*start) } else { start.checked_sub(*stop) }?;
+                let step = step.checked_abs().filter(|step| *step > 0)?;
+                // Rounded up, where there is anything.
+                usize::try_from(span.max(0) / step + i128::from(span.max(0) % step > 0)).ok()
             }
             _ => None,
         }
