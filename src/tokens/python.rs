@@ -195,7 +195,7 @@ pub(super) fn from_json(json: &Json) -> Value {
         Json::String(text) => Value::from(text.as_str()),
         Json::Array(items) => Value::from(items.iter().map(from_json).collect::<Vec<_>>()),
         Json::Object(map) => {
-            Value::from_pairs(map.iter().map(|(key, item)| (key.as_str(), from_json(item))))
+            Value::object(map.iter().map(|(key, item)| (key.as_str(), from_json(item))))
         }
         Json::Number(number) => match (number.as_i64(), number.as_u64(), number.as_f64()) {
             (Some(whole), _, _) => Value::Int(whole.into()),

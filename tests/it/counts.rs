@@ -307,6 +307,18 @@ fn template_variables_come_from_the_operator_and_then_the_request() {
     assert!(text(asked).ends_with("<think>\n"));
 }
 
+/// Variables of the same name met in one list, and the first was taken.
+#[test]
+fn a_requests_variables_go_before_special_tokens_but_not_before_its_messages() {
+    let files = load("header");
+    let request = body(json!({"messages": [{"role": "user", "content": "hi"}],
+        "chat_template_kwargs": {"bos_token": "<mine>", "messages": [], "add_generation_prompt": false}}));
+    let text = files.chat_text(&Profile::reference(), &request).unwrap();
+    assert!(text.starts_with("<mine><|start_header|>"), "{text}");
+    assert!(text.contains("hi<|eot|>"), "{text}");
+    assert!(text.ends_with("<|start_header|>assistant<|end_header|>\n\n"), "{text}");
+}
+
 // === the rest of a model folder ===
 
 #[test]

@@ -139,10 +139,16 @@ impl Dict {
 
     /// Takes entries in order; a later one replaces the value of an earlier one with the same key.
     pub(super) fn collect(pairs: Vec<(Value, Value)>) -> Result<Arc<Self>, Stop> {
+        pairs.iter().try_for_each(|(key, _)| key.check_hashable())?;
+        let dict = Self::of_last(pairs);
+        deep(dict.depth).map(|()| Arc::new(dict))
+    }
+
+    /// The same for keys that are known to be hashable.
+    fn of_last(pairs: Vec<(Value, Value)>) -> Self {
         let mut entries: Vec<(Value, Value)> = Vec::with_capacity(pairs.len());
         let mut places: HashMap<Arc<str>, usize> = HashMap::new();
         for (key, value) in pairs {
-            key.check_hashable()?;
             let known = match key.shared_text() {
                 Some(text) => {
                     let next = entries.len();
@@ -156,8 +162,7 @@ impl Dict {
                 None => entries.push((key, value)),
             }
         }
-        let dict = Self::of_unique(entries);
-        deep(dict.depth).map(|()| Arc::new(dict))
+        Self::of_unique(entries)
     }
 
     /// The value of a text key.
@@ -201,11 +206,17 @@ impl Once {
 // === impl Value ===
 
 impl Value {
-    /// Entries of an object whose keys differ.
+    /// A dict of these entries; a later one goes before an earlier one with the same key.
     pub(in crate::tokens) fn from_pairs<K: Into<Arc<str>>>(
         pairs: impl IntoIterator<Item = (K, Self)>,
     ) -> Self {
-        let entries = pairs.into_iter().map(|(key, value)| (Self::Str(key.into()), value));
+        let pairs = pairs.into_iter().map(|(key, value)| (Self::Str(key.into()), value));
+        Self::Dict(Arc::new(Dict::of_last(pairs.collect())))
+    }
+
+    /// A JSON object, whose keys differ.
+    pub(in crate::tokens) fn object<'k>(entries: impl Iterator<Item = (&'k str, Self)>) -> Self {
+        let entries = entries.map(|(key, value)| (Self::from(key), value));
         Self::Dict(Arc::new(Dict::of_unique(entries.collect())))
     }
 
