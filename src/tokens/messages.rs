@@ -13,7 +13,7 @@ use serde_json::{Map, Value, json};
 
 /// Marks where the last message's content ends, so that the text can be cut there. The space at its end
 /// tells whether the template trims content.
-const CUT_HERE: &str = "\u{1}CUT-THE-PROMPT-HERE\u{1} ";
+const CUT_HERE: &str = "CUT_THE_PROMPT_HERE ";
 
 /// What the loaded template wants of message content.
 #[derive(Clone, Copy, Debug, Default)]

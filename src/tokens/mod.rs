@@ -4,7 +4,6 @@
 //! encoded with the model's own tokenizer, once, as a whole. Knows no server and no request queue.
 
 use crate::units::Tokens;
-use minijinja::Value as Rendered;
 use serde_json::{Map, Value, json};
 use std::{collections::BTreeMap, path::Path, path::PathBuf, sync::Arc};
 
@@ -39,6 +38,7 @@ mod vocabulary;
 pub use memo::{Allowance, CACHE_BYTES, CacheUse};
 pub use profile::Profile;
 
+use jinja::Value as Rendered;
 use memo::{Memo, Sum};
 use messages::{Ending, Prepared, Wants};
 use template::{Clock, Template};
@@ -365,9 +365,9 @@ impl Chat {
     /// Renders every conversation as a whole from now on.
     fn forget_plans(&mut self) {
         if let Self::Some { default, tools } = self {
-            default.template.forget_plan();
+            default.template.remember_nothing();
             if let Some(tools) = tools {
-                tools.template.forget_plan();
+                tools.template.remember_nothing();
             }
         }
     }

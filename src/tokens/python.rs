@@ -3,15 +3,9 @@
 //! Chat templates are written against Python's jinja2, so one float or control character written the
 //! Rust way changes the prompt and with it the count.
 
-use minijinja::{
-    Error, ErrorKind, Value,
-    value::{Object, ObjectRepr, ValueKind},
-};
+use super::jinja::{Dict, Stop, Value, View};
 use serde_json::Value as Json;
-use std::{
-    fmt::{self, Write},
-    sync::Arc,
-};
+use std::fmt::Write;
 
 /// Whether Python's `str.isspace` and `str.strip` take the character for whitespace.
 pub(super) fn is_space(c: char) -> bool {
@@ -24,6 +18,11 @@ fn ends_line(c: char) -> bool {
         c,
         '\n' | '\r' | '\u{b}' | '\u{c}' | '\u{1c}'..='\u{1e}' | '\u{85}' | '\u{2028}' | '\u{2029}'
     )
+}
+
+/// `len(text)`
+pub(super) fn char_count(text: &str) -> usize {
+    if text.is_ascii() { text.len() } else { text.chars().count() }
 }
 
 /// `text.splitlines(keepends)`.
@@ -47,89 +46,136 @@ pub(super) fn lines(text: &str, keep_ends: bool) -> Vec<&str> {
 // === str and repr ===
 
 /// `str(value)`, with nothing for an undefined value, as jinja2 prints it.
-pub(super) fn text(value: &Value) -> String {
+pub(super) fn text(value: &Value) -> Result<String, Stop> {
     let mut out = String::new();
-    // Writing to a string cannot fail.
-    let _ = write_text(&mut out, value);
-    out
+    write_text(&mut out, value)?;
+    Ok(out)
 }
 
-/// Writes `str(value)`.
-pub(super) fn write_text(out: &mut dyn Write, value: &Value) -> fmt::Result {
-    match value.as_str() {
-        Some(text) => out.write_str(text),
-        None if value.is_undefined() => Ok(()),
-        None => write_repr(out, value),
+/// Writes `str(value)`. Fails for what prints its address in memory.
+pub(super) fn write_text(out: &mut String, value: &Value) -> Result<(), Stop> {
+    match value {
+        Value::Str(text) | Value::Safe(text) => out.push_str(text),
+        Value::Undefined => {}
+        other => write_repr(out, other)?,
     }
+    Ok(())
 }
 
 /// Writes `repr(value)`.
-fn write_repr(out: &mut dyn Write, value: &Value) -> fmt::Result {
-    match value.kind() {
-        ValueKind::String => write_quoted(out, value.as_str().unwrap_or_default()),
-        ValueKind::Undefined => out.write_str("Undefined"),
-        ValueKind::Number => write_number(out, value, ["nan", "inf", "-inf"]),
-        ValueKind::Seq => {
-            let (open, close) = if value.is_tuple() { ('(', ')') } else { ('[', ']') };
-            out.write_char(open)?;
-            let mut count = 0usize;
-            for item in value.try_iter().into_iter().flatten() {
-                if count > 0 {
-                    out.write_str(", ")?;
-                }
-                write_repr(out, &item)?;
-                count += 1;
-            }
-            if value.is_tuple() && count == 1 {
-                out.write_char(',')?;
-            }
-            out.write_char(close)
+pub(super) fn write_repr(out: &mut String, value: &Value) -> Result<(), Stop> {
+    match value {
+        Value::Undefined => out.push_str("Undefined"),
+        Value::None => out.push_str("None"),
+        Value::Bool(flag) => out.push_str(if *flag { "True" } else { "False" }),
+        Value::Int(number) => push(out, number),
+        Value::Float(number) => push_float(out, *number, ["nan", "inf", "-inf"]),
+        Value::Str(text) => write_quoted(out, text),
+        Value::Safe(text) => {
+            out.push_str("Markup(");
+            write_quoted(out, text);
+            out.push(')');
         }
-        ValueKind::Map => {
-            out.write_char('{')?;
-            for (at, (key, item)) in pairs(value).into_iter().enumerate() {
-                if at > 0 {
-                    out.write_str(", ")?;
-                }
-                write_repr(out, &key)?;
-                out.write_str(": ")?;
-                write_repr(out, &item)?;
-            }
-            out.write_char('}')
+        Value::List(seq) => write_items(out, "[", &seq.items, "]")?,
+        Value::Tuple(seq) => {
+            let close = if seq.items.len() == 1 { ",)" } else { ")" };
+            write_items(out, "(", &seq.items, close)?;
         }
-        _ => write!(out, "{value}"),
+        Value::Dict(dict) => write_dict(out, dict)?,
+        Value::Range(start, stop, 1) => push(out, format_args!("range({start}, {stop})")),
+        Value::Range(start, stop, step) => {
+            push(out, format_args!("range({start}, {stop}, {step})"));
+        }
+        Value::View(view, dict) => write_view(out, *view, dict)?,
+        other => {
+            return Err(Stop::Failed(format!("the text of a {} is not known", other.type_name())));
+        }
+    }
+    Ok(())
+}
+
+fn push(out: &mut String, told: impl std::fmt::Display) {
+    // Writing to a string cannot fail.
+    let _ = write!(out, "{told}");
+}
+
+fn write_items(out: &mut String, open: &str, items: &[Value], close: &str) -> Result<(), Stop> {
+    out.push_str(open);
+    for (at, item) in items.iter().enumerate() {
+        if at > 0 {
+            out.push_str(", ");
+        }
+        write_repr(out, item)?;
+    }
+    out.push_str(close);
+    Ok(())
+}
+
+fn write_dict(out: &mut String, dict: &Dict) -> Result<(), Stop> {
+    out.push('{');
+    for (at, (key, item)) in dict.entries.iter().enumerate() {
+        if at > 0 {
+            out.push_str(", ");
+        }
+        write_repr(out, key)?;
+        out.push_str(": ");
+        write_repr(out, item)?;
+    }
+    out.push('}');
+    Ok(())
+}
+
+fn write_view(out: &mut String, view: View, dict: &Dict) -> Result<(), Stop> {
+    let entries = dict.entries.iter();
+    match view {
+        View::Keys => {
+            let keys: Vec<Value> = entries.map(|(key, _)| key.clone()).collect();
+            write_items(out, "dict_keys([", &keys, "])")
+        }
+        View::Values => {
+            let values: Vec<Value> = entries.map(|(_, value)| value.clone()).collect();
+            write_items(out, "dict_values([", &values, "])")
+        }
+        View::Items => {
+            out.push_str("dict_items([");
+            for (at, (key, value)) in entries.enumerate() {
+                out.push_str(if at > 0 { ", " } else { "" });
+                write_items(out, "(", &[key.clone(), value.clone()], ")")?;
+            }
+            out.push_str("])");
+            Ok(())
+        }
     }
 }
 
-/// Keys and values of a map, in order.
-pub(super) fn pairs(map: &Value) -> Vec<(Value, Value)> {
-    map.as_object().and_then(|object| object.try_iter_pairs()).into_iter().flatten().collect()
-}
-
-fn write_quoted(out: &mut dyn Write, text: &str) -> fmt::Result {
+/// Writes `repr` of a string.
+pub(super) fn write_quoted(out: &mut String, text: &str) {
     let quote = if text.contains('\'') && !text.contains('"') { '"' } else { '\'' };
-    out.write_char(quote)?;
+    out.push(quote);
     for c in text.chars() {
         match c {
-            '\\' => out.write_str("\\\\")?,
-            '\n' => out.write_str("\\n")?,
-            '\r' => out.write_str("\\r")?,
-            '\t' => out.write_str("\\t")?,
-            c if c == quote => write!(out, "\\{c}")?,
-            c if is_printable(c) => out.write_char(c)?,
+            '\\' => out.push_str("\\\\"),
+            '\n' => out.push_str("\\n"),
+            '\r' => out.push_str("\\r"),
+            '\t' => out.push_str("\\t"),
+            c if c == quote => {
+                out.push('\\');
+                out.push(c);
+            }
+            c if is_printable(c) => out.push(c),
             c => match u32::from(c) {
-                code @ 0..=0xff => write!(out, "\\x{code:02x}")?,
-                code @ 0x100..=0xffff => write!(out, "\\u{code:04x}")?,
-                code => write!(out, "\\U{code:08x}")?,
+                code @ 0..=0xff => push(out, format_args!("\\x{code:02x}")),
+                code @ 0x100..=0xffff => push(out, format_args!("\\u{code:04x}")),
+                code => push(out, format_args!("\\U{code:08x}")),
             },
         }
     }
-    out.write_char(quote)
+    out.push(quote);
 }
 
 /// `str.isprintable` of one character, except that code points not yet assigned count as printable:
 /// that would need the whole Unicode table for text that no template prints this way.
-fn is_printable(c: char) -> bool {
+pub(super) fn is_printable(c: char) -> bool {
     let other_space = c != ' ' && c.is_whitespace();
     let format = matches!(u32::from(c),
         0xad | 0x600..=0x605 | 0x61c | 0x6dd | 0x70f | 0x890..=0x891 | 0x8e2 | 0x180e | 0x200b..=0x200f
@@ -141,82 +187,46 @@ fn is_printable(c: char) -> bool {
 
 // === values of a request ===
 
-/// A float that the engine would write in another way than Python: in the hands of `~`, which knows no
-/// formatter, it writes itself.
-#[derive(Debug)]
-struct OddFloat(f64);
+/// Deepest nesting of a request's JSON: serde_json reads no more.
+pub(super) const JSON_DEPTH_MAX: u16 = 128;
 
-impl Object for OddFloat {
-    fn repr(self: &Arc<Self>) -> ObjectRepr {
-        ObjectRepr::Plain
-    }
-
-    fn is_true(self: &Arc<Self>) -> bool {
-        self.0 != 0.0
-    }
-
-    fn render(self: &Arc<Self>, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&float_text(self.0))
-    }
+/// A JSON object's entries as templates see them.
+pub(super) fn entries(map: &serde_json::Map<String, Json>) -> Vec<(Value, Value)> {
+    map.iter().map(|(key, item)| (Value::from(key.as_str()), from_json(item))).collect()
 }
 
 /// A JSON value as templates see it.
 pub(super) fn from_json(json: &Json) -> Value {
     match json {
-        Json::Null => Value::from(()),
-        Json::Bool(flag) => Value::from(*flag),
+        Json::Null => Value::None,
+        Json::Bool(flag) => Value::Bool(*flag),
         Json::String(text) => Value::from(text.as_str()),
         Json::Array(items) => Value::from(items.iter().map(from_json).collect::<Vec<_>>()),
-        Json::Object(map) => Value::from_pairs(
-            map.iter().map(|(key, item)| (Value::from(key.as_str()), from_json(item))),
-        ),
+        Json::Object(map) => {
+            Value::object(map.iter().map(|(key, item)| (key.as_str(), from_json(item))))
+        }
         Json::Number(number) => match (number.as_i64(), number.as_u64(), number.as_f64()) {
-            (Some(whole), _, _) => Value::from(whole),
-            (None, Some(whole), _) => Value::from(whole),
-            (None, None, Some(float)) if float_text(float).contains('e') => {
-                Value::from_object(OddFloat(float))
-            }
-            (None, None, float) => Value::from(float),
+            (Some(whole), _, _) => Value::Int(whole.into()),
+            (None, Some(whole), _) => Value::Int(whole.into()),
+            (None, None, float) => float.map_or(Value::None, Value::Float),
         },
     }
 }
 
-/// The number a value is, if it is a float.
-fn float_of(value: &Value) -> Option<f64> {
-    match value.downcast_object_ref::<OddFloat>() {
-        Some(odd) => Some(odd.0),
-        None if value.kind() == ValueKind::Number && !value.is_integer() => {
-            value.clone().try_into().ok()
-        }
-        None => None,
-    }
-}
-
-/// Whether Python takes the value for a number: booleans are.
-pub(super) fn is_number(value: &Value) -> bool {
-    matches!(value.kind(), ValueKind::Number | ValueKind::Bool) || is_float(value)
-}
-
-/// Whether Python takes the value for a float.
-pub(super) fn is_float(value: &Value) -> bool {
-    float_of(value).is_some()
-}
-
 // === numbers ===
 
-/// Writes a number as Python does; `odd` are its words for not-a-number and the infinities.
-fn write_number(out: &mut dyn Write, value: &Value, odd: [&str; 3]) -> fmt::Result {
+/// Writes a float as Python does; `odd` are its words for not-a-number and the infinities.
+fn push_float(out: &mut String, float: f64, odd: [&str; 3]) {
     let [nan, plus, minus] = odd;
-    match float_of(value) {
-        None => write!(out, "{value}"),
-        Some(float) if float.is_nan() => out.write_str(nan),
-        Some(float) if float.is_infinite() => out.write_str(if float > 0.0 { plus } else { minus }),
-        Some(float) => out.write_str(&float_text(float)),
+    match float {
+        float if float.is_nan() => out.push_str(nan),
+        float if float.is_infinite() => out.push_str(if float > 0.0 { plus } else { minus }),
+        float => out.push_str(&float_text(float)),
     }
 }
 
 /// `repr` of a finite float: shortest digits that read back, an exponent below 1e-4 and from 1e16.
-fn float_text(float: f64) -> String {
+pub(super) fn float_text(float: f64) -> String {
     let scientific = format!("{float:e}");
     let Some((digits, exponent)) = scientific.split_once('e') else { return scientific };
     let exponent: i32 = exponent.parse().unwrap_or(0);
@@ -255,69 +265,68 @@ impl Dumps {
         }
     }
 
-    /// `json.dumps(value)`.
-    pub(super) fn dump(&self, value: &Value) -> Result<String, Error> {
+    /// `json.dumps(value)`. Fails for what JSON cannot hold.
+    pub(super) fn dump(&self, value: &Value) -> Result<String, Stop> {
         let mut out = String::new();
         self.write(&mut out, value, 0)?;
         Ok(out)
     }
 
-    fn write(&self, out: &mut String, value: &Value, depth: usize) -> Result<(), Error> {
-        // The engine's own recursion limit does not see us; JSON bodies are at most 128 deep.
-        if depth > 256 {
-            return Err(Error::new(
-                ErrorKind::InvalidOperation,
-                "value nested too deeply for tojson",
-            ));
-        }
-        match value.kind() {
-            ValueKind::None => out.push_str("null"),
-            ValueKind::Bool => out.push_str(if value.is_true() { "true" } else { "false" }),
-            ValueKind::Number => write_number(out, value, ["NaN", "Infinity", "-Infinity"])?,
-            ValueKind::String => self.write_string(out, value.as_str().unwrap_or_default()),
-            ValueKind::Seq => {
-                let mut items = value.try_iter()?.peekable();
-                if items.peek().is_none() {
+    fn write(&self, out: &mut String, value: &Value, depth: usize) -> Result<(), Stop> {
+        match value {
+            Value::None => out.push_str("null"),
+            Value::Bool(flag) => out.push_str(if *flag { "true" } else { "false" }),
+            Value::Int(number) => push(out, number),
+            Value::Float(number) => push_float(out, *number, ["NaN", "Infinity", "-Infinity"]),
+            Value::Str(text) | Value::Safe(text) => self.write_string(out, text),
+            Value::List(seq) | Value::Tuple(seq) => {
+                if seq.items.is_empty() {
                     out.push_str("[]");
                     return Ok(());
                 }
                 out.push('[');
-                for (at, item) in items.enumerate() {
+                for (at, item) in seq.items.iter().enumerate() {
                     self.write_gap(out, at, depth + 1);
-                    self.write(out, &item, depth + 1)?;
+                    self.write(out, item, depth + 1)?;
                 }
                 self.write_line(out, depth);
                 out.push(']');
             }
-            ValueKind::Map => self.write_map(out, value, depth)?,
-            _ if is_float(value) => write_number(out, value, ["NaN", "Infinity", "-Infinity"])?,
+            Value::Dict(dict) => self.write_map(out, dict, depth)?,
             other => {
-                let told = format!("Object of type {other} is not JSON serializable");
-                return Err(Error::new(ErrorKind::BadSerialization, told));
+                let told = format!("Object of type {} is not JSON serializable", other.type_name());
+                return Err(Stop::Failed(told));
             }
         }
         Ok(())
     }
 
-    fn write_map(&self, out: &mut String, value: &Value, depth: usize) -> Result<(), Error> {
-        let mut entries = pairs(value);
+    fn write_map(&self, out: &mut String, dict: &Dict, depth: usize) -> Result<(), Stop> {
+        let mut entries: Vec<&(Value, Value)> = dict.entries.iter().collect();
         if entries.is_empty() {
             out.push_str("{}");
             return Ok(());
         }
         if self.sort_keys {
-            entries.sort_by(|(one, _), (two, _)| one.cmp(two));
+            if !entries.iter().all(|(key, _)| key.as_str().is_some()) {
+                return Err(Stop::Failed("keys of several types cannot be sorted".into()));
+            }
+            entries.sort_by(|(one, _), (two, _)| one.as_str().cmp(&two.as_str()));
         }
         out.push('{');
-        for (at, (key, item)) in entries.iter().enumerate() {
+        for (at, (key, item)) in entries.into_iter().enumerate() {
             self.write_gap(out, at, depth + 1);
-            match key.kind() {
-                ValueKind::String => self.write_string(out, key.as_str().unwrap_or_default()),
-                // Numbers, booleans and null become the text they would have as values.
-                _ => {
+            match key {
+                Value::Str(text) | Value::Safe(text) => self.write_string(out, text),
+                // Numbers, booleans and None become the text they would have as values.
+                Value::None | Value::Bool(_) | Value::Int(_) | Value::Float(_) => {
                     out.push('"');
                     self.write(out, key, depth + 1)?;
                     out.push('"');
+                }
+                other => {
+                    let told = format!("keys must be str, not {}", other.type_name());
+                    return Err(Stop::Failed(told));
                 }
             }
             out.push_str(&self.separators.1);
@@ -388,14 +397,14 @@ mod tests {
             (-0.0, "-0.0"),
         ];
         for (float, told) in cases {
-            assert_eq!(text(&Value::from(float)), told);
+            assert_eq!(text(&Value::Float(float)).unwrap(), told);
         }
     }
 
     #[test]
     fn containers_print_as_python_literals() {
         let value = from_json(&json!({"a": [1, true, null, "it's"], "b": "x\u{1f}\n"}));
-        assert_eq!(text(&value), r#"{'a': [1, True, None, "it's"], 'b': 'x\x1f\n'}"#);
+        assert_eq!(text(&value).unwrap(), r#"{'a': [1, True, None, "it's"], 'b': 'x\x1f\n'}"#);
     }
 
     #[test]

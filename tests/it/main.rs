@@ -29,6 +29,7 @@ mod metrics_page;
 mod overcontext;
 mod overload;
 mod quickstart;
+mod real_templates;
 mod refusals;
 mod scripted;
 mod service;

@@ -1,19 +1,13 @@
 //! The messages of a request as a template's list, each opened only when something looks inside.
 
-use super::{
-    CountError,
-    keys::{self, Key},
-};
+use super::{CountError, keys};
 use crate::tokens::{
+    jinja::{Dict, Later, Value},
     messages::{self, Wants},
     profile::Rules,
     python,
 };
 use memchr::memchr;
-use minijinja::{
-    Value,
-    value::{Enumerator, Object, ObjectExt, ObjectRepr},
-};
 use serde_json::{Map, Value as Json};
 use std::{
     ops::Range,
@@ -21,29 +15,12 @@ use std::{
 };
 
 /// The messages of one request.
-#[derive(Debug)]
-pub(super) struct Conversation {
+struct Conversation {
     /// The caller's JSON text of the list.
     text: Box<str>,
-    turns: Vec<Opened>,
     rules: Rules,
     wants: Wants,
-    /// Why a message could not be prepared.
-    failed: OnceLock<CountError>,
-}
-
-#[derive(Debug)]
-struct Opened {
-    place: Range<usize>,
-    key: Key,
-    value: OnceLock<Value>,
-}
-
-/// One message of a conversation, as the template sees it.
-#[derive(Debug)]
-pub(super) struct Turn {
-    of: Arc<Conversation>,
-    at: usize,
+    failed: Arc<OnceLock<CountError>>,
 }
 
 /// Where the messages of a list stand, and who speaks.
@@ -80,113 +57,39 @@ impl<'a> Outline<'a> {
     }
 }
 
+/// The messages as a template's list. Why one could not be prepared is left in `failed`.
+pub(super) fn list(
+    outline: &Outline<'_>,
+    rules: Rules,
+    wants: Wants,
+    failed: &Arc<OnceLock<CountError>>,
+) -> Value {
+    let text = outline.text.into();
+    let all = Arc::new(Conversation { text, rules, wants, failed: Arc::clone(failed) });
+    let turn = |place: &Range<usize>| {
+        let key = keys::of(outline.text.as_bytes().get(place.clone()).unwrap_or_default());
+        let (all, place) = (Arc::clone(&all), place.clone());
+        let make = Box::new(move || all.entries(place.clone()));
+        Value::Dict(Arc::new(Dict::later(Later { key, make })))
+    };
+    Value::from(outline.places.iter().map(turn).collect::<Vec<_>>())
+}
+
 impl Conversation {
-    /// Takes a copy of the text.
-    pub(super) fn new(outline: &Outline<'_>, rules: Rules, wants: Wants) -> Self {
-        let key = |place: &Range<usize>| {
-            keys::of(outline.text.as_bytes().get(place.clone()).unwrap_or_default())
-        };
-        let opened = |place: &Range<usize>| Opened {
-            key: key(place),
-            place: place.clone(),
-            value: OnceLock::new(),
-        };
-        Self {
-            text: outline.text.into(),
-            turns: outline.places.iter().map(opened).collect(),
-            rules,
-            wants,
-            failed: OnceLock::new(),
-        }
-    }
-
-    pub(super) fn len(&self) -> usize {
-        self.turns.len()
-    }
-
-    pub(super) fn key(&self, at: usize) -> Option<Key> {
-        self.turns.get(at).map(|turn| turn.key)
-    }
-
-    /// What went wrong so far.
-    pub(super) fn failed(&self) -> Option<&CountError> {
-        self.failed.get()
-    }
-
-    /// The prepared message.
-    fn value(&self, at: usize) -> Value {
-        let Some(turn) = self.turns.get(at) else { return Value::UNDEFINED };
-        turn.value
-            .get_or_init(|| match self.prepare(turn) {
-                Ok(value) => value,
-                Err(error) => {
-                    let _ = self.failed.set(error);
-                    Value::UNDEFINED
-                }
-            })
-            .clone()
-    }
-
-    fn prepare(&self, turn: &Opened) -> Result<Value, CountError> {
-        let text = self.text.get(turn.place.clone()).unwrap_or_default();
-        let message: Map<String, Json> =
-            serde_json::from_str(text).map_err(|_| CountError::NoMessages)?;
-        let message = messages::prepare_message(&self.rules, self.wants, &message)?;
-        Ok(python::from_json(&Json::Object(message)))
-    }
-}
-
-impl Turn {
-    /// The key of the message's text.
-    pub(super) fn key(&self) -> Key {
-        self.of.key(self.at).unwrap_or_default()
-    }
-
-    /// The message as the plain value that the template would see.
-    pub(super) fn plain(&self) -> Value {
-        self.of.value(self.at)
-    }
-}
-
-/// The value of one message.
-pub(super) fn turn(of: &Arc<Conversation>, at: usize) -> Value {
-    Value::from_object(Turn { of: Arc::clone(of), at })
-}
-
-impl Object for Conversation {
-    fn repr(self: &Arc<Self>) -> ObjectRepr {
-        ObjectRepr::Seq
-    }
-
-    fn get_value(self: &Arc<Self>, key: &Value) -> Option<Value> {
-        let at = key.as_usize().filter(|at| *at < self.turns.len())?;
-        Some(turn(self, at))
-    }
-
-    fn enumerate(self: &Arc<Self>) -> Enumerator {
-        Enumerator::Seq(self.turns.len())
-    }
-}
-
-impl Object for Turn {
-    fn repr(self: &Arc<Self>) -> ObjectRepr {
-        ObjectRepr::Map
-    }
-
-    fn get_value(self: &Arc<Self>, key: &Value) -> Option<Value> {
-        self.plain().get_item(key).ok().filter(|value| !value.is_undefined())
-    }
-
-    fn enumerate(self: &Arc<Self>) -> Enumerator {
-        self.mapped_enumerator(|this| {
-            let plain = this.plain();
-            let keys: Vec<Value> = plain.try_iter().into_iter().flatten().collect();
-            Box::new(keys.into_iter())
+    /// The prepared message's entries.
+    fn entries(&self, place: Range<usize>) -> Vec<(Value, Value)> {
+        self.prepare(place).unwrap_or_else(|error| {
+            let _ = self.failed.set(error);
+            Vec::new()
         })
     }
 
-    fn enumerator_len(self: &Arc<Self>) -> Option<usize> {
-        self.plain().len()
+    fn prepare(&self, place: Range<usize>) -> Result<Vec<(Value, Value)>, CountError> {
+        let text = self.text.get(place).unwrap_or_default();
+        let message: Map<String, Json> =
+            serde_json::from_str(text).map_err(|_| CountError::NoMessages)?;
+        let message = messages::prepare_message(&self.rules, self.wants, &message)?;
+        Ok(python::entries(&message))
     }
 }
 

@@ -26,48 +26,41 @@ pub(in crate::tokens) fn of(text: &[u8]) -> Key {
     joined(HighwayHasher::new(*SECRET).hash128(text))
 }
 
-/// 32 hex digits that nobody outside can guess.
-pub(super) fn nonce() -> String {
-    let mut bytes = [0u8; 16];
-    let _ = getrandom::fill(&mut bytes);
-    format!("{:032x}", of(&bytes))
-}
-
 fn joined([low, high]: [u64; 2]) -> Key {
     (Key::from(high) << 64) | Key::from(low)
 }
 
 /// Makes one key of several values. Each is written with its length, so that no two lists of values meet.
 #[derive(Default)]
-pub(super) struct KeyWriter(Vec<u8>);
+pub(in crate::tokens) struct KeyWriter(Vec<u8>);
 
 impl KeyWriter {
     /// A key or another number.
-    pub(super) fn number(&mut self, number: u128) -> &mut Self {
+    pub(in crate::tokens) fn number(&mut self, number: u128) -> &mut Self {
         self.0.extend_from_slice(&number.to_le_bytes());
         self
     }
 
     /// A short tag.
-    pub(super) fn tag(&mut self, tag: u8) -> &mut Self {
+    pub(in crate::tokens) fn tag(&mut self, tag: u8) -> &mut Self {
         self.0.push(tag);
         self
     }
 
     /// A text.
-    pub(super) fn text(&mut self, text: &str) -> &mut Self {
+    pub(in crate::tokens) fn text(&mut self, text: &str) -> &mut Self {
         self.0.extend_from_slice(&(text.len() as u64).to_le_bytes());
         self.0.extend_from_slice(text.as_bytes());
         self
     }
 
     /// Begins anew, in the same memory.
-    pub(super) fn clear(&mut self) {
+    pub(in crate::tokens) fn clear(&mut self) {
         self.0.clear();
     }
 
     /// The key of all that was written.
-    pub(super) fn key(&self) -> Key {
+    pub(in crate::tokens) fn key(&self) -> Key {
         of(&self.0)
     }
 }
@@ -88,6 +81,5 @@ mod tests {
             writer.key()
         };
         assert_ne!(list(&["ab", "c"]), list(&["a", "bc"]));
-        assert_ne!(nonce(), nonce());
     }
 }

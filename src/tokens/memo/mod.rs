@@ -1,7 +1,7 @@
 //! Counting a conversation again for the price of its new turn.
 //!
 //! Two things are remembered. What a template's loop wrote for a message, under everything that the loop
-//! reads beside it ([`reads`], [`plan`], [`turns`]); and the ids of text between two special tokens, which
+//! reads beside it ([`jinja`] finds out what, [`turns`] remembers); and the ids of text between two special tokens, which
 //! cut a prompt into parts that cannot touch each other ([`cuts`]). Both are exact: a template or a
 //! tokenizer for which they are not proven at load is rendered and encoded as a whole.
 
@@ -10,8 +10,6 @@ mod conversation;
 mod cuts;
 mod keys;
 mod piece;
-mod plan;
-mod reads;
 mod tally;
 #[cfg(test)]
 mod tests;
@@ -19,18 +17,25 @@ mod trial;
 mod turns;
 
 pub use cache::CacheUse;
-pub(super) use keys::{Key, of as key_of};
-pub(super) use plan::{Plan, TURNS, of as plan_of};
+pub(super) use keys::{Key, KeyWriter, of as key_of};
+pub(super) use piece::Piece;
 
-use super::{CountError, ModelFiles, Profile, messages, variables, vocabulary::Vocabulary};
+use super::{
+    CountError, ModelFiles, Profile,
+    jinja::{self, Value as Rendered},
+    messages, variables,
+    vocabulary::Vocabulary,
+};
 use crate::{api::json::Object, units::Tokens};
 use cache::Cache;
-use conversation::{Conversation, Outline};
+use conversation::Outline;
 use cuts::Cuts;
-use minijinja::Value as Rendered;
 use piece::{Budget, Encoder};
 use serde_json::{Map, Value};
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 use tally::{Entangled, Tally};
 use tokio::time::Instant;
 use turns::Turns;
@@ -266,95 +271,82 @@ impl ModelFiles {
         sink: &mut impl Sink,
     ) -> Result<Quick, CountError> {
         let loaded = self.chat.pick(body.get("tools").is_some_and(Value::is_array))?;
-        let (Some(plan), Some(cuts)) = (loaded.template.plan(), &self.memo.cuts) else {
+        let Some(cuts) = self.memo.cuts.as_ref().filter(|_| loaded.template.remembers()) else {
             return Ok(Quick::NotThisWay);
         };
         let Some(outline) = Outline::of(messages) else { return Ok(Quick::NotThisWay) };
         if messages::join_or_end(profile, loaded.wants, &outline.roles, body) {
             return Ok(Quick::NotThisWay);
         }
-        let conversation = Conversation::new(&outline, profile.rules, loaded.wants);
-        let conversation = Arc::new(conversation);
-        let turns = Arc::new(Turns::new(
-            Arc::clone(plan),
-            Arc::clone(&self.memo),
-            loaded.template.key() ^ profile.key(),
-            Arc::clone(&conversation),
-            allowance.budget(&self.memo.vocabulary),
-        ));
+        let unfit = Arc::new(OnceLock::new());
+        let list = conversation::list(&outline, profile.rules, loaded.wants, &unfit);
         let surroundings = messages::surroundings(profile, body);
         let mut all = variables(&self.named_tokens, surroundings);
-        all.push(("messages".into(), Rendered::from_dyn_object(Arc::clone(&conversation))));
-        all.push((TURNS.into(), Rendered::from_dyn_object(Arc::clone(&turns))));
-        let frame = loaded.template.render_frame(Rendered::from_pairs(all));
-        let mut rendering = turns.state();
-        if let Some(failed) = rendering.failed.take().or_else(|| conversation.failed().cloned()) {
-            return Err(failed);
-        }
-        let frame = frame?;
-        let mut encoder = Encoder {
+        all.push(("messages".into(), list));
+        let encoder = Encoder {
             vocabulary: &self.memo.vocabulary,
             cuts,
             cache: &self.memo.cache,
-            budget: rendering.budget,
-            hits: rendering.hits,
-            misses: rendering.misses,
+            budget: allowance.budget(&self.memo.vocabulary),
+            hits: 0,
+            misses: 0,
             last: None,
         };
-        let joined = self.join(profile, &mut encoder, &frame, (plan, &rendering.loops), sink);
+        let mut turns = Turns { encoder, unfit: &unfit, failed: None };
+        let all = Rendered::from_pairs(all);
+        let rendered = loaded.template.render_with(&all, profile.key(), &mut turns);
+        let Turns { mut encoder, failed, .. } = turns;
+        if let Some(failed) = failed.or_else(|| unfit.get().cloned()) {
+            return Err(failed);
+        }
+        let joined = self.join(profile, &mut encoder, &rendered?, sink);
         self.memo.cache.book(encoder.hits, encoder.misses);
         joined
     }
 
-    /// Joins the frame's text and the loops' pieces.
+    /// Joins the text and the pieces in it.
     fn join(
         &self,
         profile: &Profile,
         encoder: &mut Encoder<'_>,
-        frame: &str,
-        (plan, loops): (&Plan, &[Vec<Arc<piece::Piece>>]),
+        rendered: &jinja::Rendered,
         sink: &mut impl Sink,
     ) -> Result<Quick, CountError> {
         let around = profile.rules.one_bos;
         let bos = self.added.bos.as_ref().filter(|_| around);
         let eos = self.added.eos.as_ref().filter(|_| around);
-        let mut parts = frame.split(plan.nonce.as_str());
-        let mut before = parts.next().unwrap_or_default();
+        let text = rendered.text.as_str();
+        let first = rendered.pieces.first().map_or(text.len(), |(at, _)| *at);
+        let last = rendered.pieces.last().map_or(0, |(at, _)| *at);
+        let (mut from, mut to) = (0, text.len());
         if let Some((bos, id)) = bos {
-            // With the loop's first words missing it cannot be told whether the prompt begins with it.
-            match before.strip_prefix(bos.as_str()) {
-                Some(rest) => before = rest,
-                None if before.len() < bos.len() => return Ok(Quick::NotThisWay),
-                None => {}
+            // Where a loop's first words come so soon, it cannot be told whether the prompt begins with it.
+            if text.starts_with(bos.as_str()) && bos.len() <= first {
+                from = bos.len();
+            } else if first < bos.len() {
+                return Ok(Quick::NotThisWay);
             }
             sink.take(&[*id]);
         }
-        let mut texts = vec![(before, None)];
-        for part in parts {
-            let Some((number, text)) = part.split_once('\n') else { return Ok(Quick::NotThisWay) };
-            let pieces = number.parse::<usize>().ok().and_then(|number| loops.get(number));
-            let Some(pieces) = pieces else { return Ok(Quick::NotThisWay) };
-            texts.push((text, Some(pieces)));
-        }
-        if let Some((eos, _)) = eos
-            && let Some((last, _)) = texts.last_mut()
-        {
-            match last.strip_suffix(eos.as_str()) {
-                Some(rest) => *last = rest,
-                None if last.len() < eos.len() => return Ok(Quick::NotThisWay),
-                None => {}
+        if let Some((eos, _)) = eos {
+            let behind = text.len() - last;
+            if text.ends_with(eos.as_str()) && eos.len() <= behind && to - eos.len() >= from {
+                to -= eos.len();
+            } else if behind < eos.len() {
+                return Ok(Quick::NotThisWay);
             }
         }
         let mut tally = Tally::new(encoder, |ids: &[u32]| sink.take(ids));
-        for (text, pieces) in texts {
-            for piece in pieces.into_iter().flatten() {
-                if let Err(Entangled) = tally.piece(piece)? {
-                    return Ok(Quick::NotThisWay);
-                }
-            }
-            if let Err(Entangled) = tally.text(text)? {
+        for (at, piece) in &rendered.pieces {
+            let before = text.get(from..*at).unwrap_or_default();
+            from = (*at).max(from);
+            let joined = tally.text(before)?.and(Ok(()));
+            if joined.is_err() || tally.piece(piece)?.is_err() {
                 return Ok(Quick::NotThisWay);
             }
+        }
+        if let Err(Entangled) = tally.text(text.get(from..to).unwrap_or_default())? {
+            return Ok(Quick::NotThisWay);
         }
         tally.end()?;
         eos.iter().for_each(|(_, id)| sink.take(&[*id]));

@@ -6,12 +6,11 @@ use super::{
     cuts::Cuts,
     keys::{self, Key},
 };
-use crate::tokens::vocabulary::Vocabulary;
-use minijinja::Value;
+use crate::tokens::{jinja::Value, vocabulary::Vocabulary};
 use std::sync::Arc;
 
 /// What one turn of a template's loop wrote.
-pub(super) struct Piece {
+pub(in crate::tokens) struct Piece {
     /// Text in front of the first cut, or all of it if there is none.
     pub(super) left: Box<str>,
     /// Ids from the first cut to the last; `None` without a cut.
@@ -21,20 +20,16 @@ pub(super) struct Piece {
     /// A special token could begin at the end of the text and go on behind it.
     pub(super) may_go_on: bool,
     /// Values that the turn gave to attributes of namespaces, in the order in which the loop names them.
-    pub(super) written: Box<[Value]>,
+    pub(in crate::tokens) written: Box<[Value]>,
     /// Bytes of text, for the bound on what is rendered.
-    pub(super) length: usize,
+    pub(in crate::tokens) length: usize,
 }
 
 impl Piece {
     /// Bytes it holds.
     pub(super) fn bytes(&self) -> u64 {
         let ids = self.middle.as_ref().map_or(0, |ids| size_of_val::<[u32]>(ids));
-        let values: usize = self
-            .written
-            .iter()
-            .map(|value| size_of::<Value>() + value.as_str().map_or(0, str::len))
-            .sum();
+        let values: usize = self.written.iter().map(Value::bytes).sum();
         (size_of::<Self>() + self.left.len() + self.right.len() + ids + values) as u64
     }
 }
