@@ -6,7 +6,7 @@
 //! refusal have the same words, and where Python fails, so must we. llama.cpp keeps such files in its folder
 //! `models/templates`.
 
-use berthd::tokens::{CountError, ModelFiles, Profile};
+use berthd::tokens::{Allowance, CountError, ModelFiles, Profile};
 use serde_json::{Value, json};
 use std::{
     fs,
@@ -79,6 +79,11 @@ fn parting(found: &str, expected: &str) -> String {
     format!("at byte {at}: {:?} instead of {:?}", near(found), near(expected))
 }
 
+/// What follows such a prompt is encoded apart.
+fn continued(request: &Value) -> bool {
+    request["continue_final_message"] == true
+}
+
 #[test]
 fn real_templates_render_as_in_python() {
     let Some(folder) = std::env::var_os("BERTHD_TEMPLATE_DIR").map(PathBuf::from) else {
@@ -102,6 +107,15 @@ fn real_templates_render_as_in_python() {
         for (request, expected) in requests.iter().zip(outcomes) {
             let found = files.chat_text(&Profile::reference(), request.as_object().unwrap());
             texts += usize::from(expected.is_string());
+            // Remembered turn by turn it must be the same, also for what follows in the list and shares parts.
+            let body = request.to_string();
+            let fields = berthd::api::json::open(body.as_bytes()).unwrap();
+            let turns = files.request_ids(&Profile::reference(), &fields, Allowance::Whole);
+            let whole = found.clone().and_then(|text| files.text_ids(&text, false));
+            if turns.as_ref().ok() != whole.as_ref().ok() && !continued(request) {
+                complaints
+                    .push(format!("{name}: turn by turn it is another prompt, for {body:.300}"));
+            }
             if agrees(&found, expected) {
                 continue;
             }
