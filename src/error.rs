@@ -44,6 +44,8 @@ pub enum Reason {
     ContextTooLong,
     /// The chat template refused the conversation.
     TemplateRefused,
+    /// A caller's text spells one of the model's control tokens.
+    SpecialToken,
     /// The tenant's request rate is used up.
     RequestRate,
     /// The tenant's token rate is used up.
@@ -94,6 +96,7 @@ impl Reason {
             Self::UnknownModel => "model_not_found",
             Self::ContextTooLong => "context_length_exceeded",
             Self::TemplateRefused => "template_refused",
+            Self::SpecialToken => "special_token_in_text",
             Self::RequestRate => "request_rate_exceeded",
             Self::TokenRate => "token_rate_exceeded",
             Self::TenantQueueFull => "tenant_queue_full",

@@ -217,6 +217,18 @@ pub struct Tenant {
     pub tokens_per_minute: Tokens,
 }
 
+/// What becomes of a chat request whose texts spell control tokens of the model.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum SpecialTokens {
+    /// It is refused.
+    #[default]
+    Refuse,
+    /// The texts are changed so that they spell none.
+    Neutralise,
+    /// It goes out as it is, and is counted as servers read it.
+    Pass,
+}
+
 /// `[[models]]`
 #[derive(Clone, Debug, PartialEq)]
 pub struct Model {
@@ -232,6 +244,8 @@ pub struct Model {
     pub expected_output: Tokens,
     /// Variables passed to the chat template, as the server's own flags give them.
     pub template_variables: BTreeMap<String, serde_json::Value>,
+    /// What becomes of chat requests that spell its control tokens.
+    pub special_tokens: SpecialTokens,
 }
 
 /// Where a model server is.

@@ -5,7 +5,7 @@
 
 use crate::{
     api::{Route, json::Object},
-    config::Settings,
+    config::{Settings, SpecialTokens},
     error::{Reason, Refusal},
     ids::ModelName,
     servers::ModelServer,
@@ -53,12 +53,23 @@ pub struct Counted {
 pub struct Counter {
     files: Arc<ModelFiles>,
     profile: Profile,
+    special_tokens: SpecialTokens,
 }
 
 impl Counter {
     /// A counter over loaded files.
     pub const fn new(files: Arc<ModelFiles>, profile: Profile) -> Self {
-        Self { files, profile }
+        Self { files, profile, special_tokens: SpecialTokens::Refuse }
+    }
+
+    /// How it is used.
+    pub(super) const fn profile(&self) -> &Profile {
+        &self.profile
+    }
+
+    /// What becomes of chat requests that spell control tokens.
+    pub(super) const fn special_tokens(&self) -> SpecialTokens {
+        self.special_tokens
     }
 
     /// The files.
@@ -169,10 +180,12 @@ impl Counters {
                 },
             };
             let mut profile = Profile::with_files(kind, &files);
+            let mut special_tokens = SpecialTokens::default();
             if let Some(model) = settings.models.iter().find(|model| model.name == name) {
                 profile = profile.with_variables(model.template_variables.clone());
+                special_tokens = model.special_tokens;
             }
-            models.insert(name, Arc::new(Counter { files, profile }));
+            models.insert(name, Arc::new(Counter { files, profile, special_tokens }));
         }
         (Self { models }, problems)
     }

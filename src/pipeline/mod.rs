@@ -15,6 +15,7 @@ pub mod listen;
 pub mod models;
 pub mod record;
 pub mod relay;
+mod screen;
 pub mod study;
 pub mod trial;
 pub mod watch;

@@ -8,6 +8,7 @@ use super::{
     count::{self, Counted, Counter, Source},
     may_use,
     relay::Job,
+    screen,
     watch::Wishes,
 };
 use crate::{
@@ -111,12 +112,20 @@ impl Broker {
         allowance: Allowance,
     ) -> Result<Studied, Refusal> {
         let limits = FieldLimits { choices_max: live.settings.limits.choices_max };
-        let request = Request::parse(route, body, limits)?;
+        let mut request = Request::parse(route, body, limits)?;
         let entry = self.authorise(tenant, &request.model)?;
-        let outgoing = outgoing::body(&request, entry.model.as_str());
         let counter = live.counters.get(&entry.model).cloned();
-        let local =
-            counter.as_ref().map(|counter| counter.count(route, &request.fields, allowance));
+        let screened = screen::screen(counter.as_deref(), route, &request.fields, allowance)?;
+        let deferred = screened.is_none();
+        let mended = screened.unwrap_or_default();
+        screen::replace(&mut request.fields, &mended);
+        let outgoing = outgoing::body(&request, entry.model.as_str());
+        let local = match &counter {
+            Some(_) if deferred => Some(Err(CountError::Deferred)),
+            counter => {
+                counter.as_ref().map(|counter| counter.count(route, &request.fields, allowance))
+            }
+        };
         let counted_here = matches!(local, Some(Ok(_)));
         Ok(Studied {
             route,

@@ -17,19 +17,26 @@ mod gguf_split;
 mod gguf_tests;
 mod gguf_tokens;
 mod gguf_vocab;
+mod harmless;
 mod jinja;
 mod memo;
 mod messages;
 mod profile;
 mod python;
+mod screen;
+mod seams;
+mod spelling;
+mod strings;
 mod template;
 mod vocabulary;
 
 pub use memo::{Allowance, CACHE_BYTES, CacheUse};
 pub use profile::Profile;
+pub use screen::{Screened, Spelled};
 
 use memo::{Memo, Sum};
 use messages::{Ending, Prepared, Wants};
+use screen::Guard;
 use template::{Clock, Template};
 use vocabulary::Vocabulary;
 
@@ -37,6 +44,7 @@ use vocabulary::Vocabulary;
 /// second and 100 MB), shared by `Arc`; every method may be called from any thread.
 pub struct ModelFiles {
     memo: Arc<Memo>,
+    guard: Guard,
     chat: Chat,
     clock: Clock,
     /// Special tokens by the name that templates know them by.
@@ -133,7 +141,9 @@ impl ModelFiles {
         let inner = folder.config.get("text_config").and_then(Value::as_object);
         let context_window = window(&folder.config).or_else(|| window(inner?)).map(Tokens);
         let clock = Clock::default();
+        let templates = folder.templates.values().map(String::as_str);
         let mut files = Self {
+            guard: Guard::new(vocabulary.added_tokens(), templates),
             chat: Chat::load(&folder.templates, &clock, &named_tokens),
             memo: Arc::new(Memo::new(vocabulary, CACHE_BYTES)),
             clock,

@@ -30,6 +30,7 @@ mod refusals;
 mod scripted;
 mod service;
 mod simulate;
+mod special_tokens;
 mod streams;
 mod trailing;
 mod vocabularies;
