@@ -100,6 +100,9 @@ pub const fn carry_threads(cores: usize) -> usize {
     if cores <= 16 { 2 } else { 4 }
 }
 
+/// Hash each prompt's blocks.
+pub const PREFIX_BLOCKS: bool = false;
+
 /// How log lines look.
 pub const LOG_FORMAT: LogFormat = LogFormat::Text;
 /// Least urgent level that is written.

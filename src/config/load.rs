@@ -104,6 +104,7 @@ fn read_all(
     let probe = sections::probe(&mut root.section("probe"));
     let gpu = sections::gpu(&mut root.section("gpu"));
     let threads = sections::threads(&mut root.section("threads"), surroundings.cores);
+    let tokens = sections::tokens(&mut root.section("tokens"));
     let log = sections::log(&mut root.section("log"));
 
     let mut owners = keys::KeyOwners::default();
@@ -138,6 +139,7 @@ fn read_all(
         probe,
         gpu,
         threads,
+        tokens,
         log,
         tenants,
         models,

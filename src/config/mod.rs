@@ -43,6 +43,8 @@ pub struct Settings {
     pub gpu: Gpu,
     /// Threads.
     pub threads: Threads,
+    /// Counting.
+    pub tokens: Counting,
     /// Logs.
     pub log: Log,
     /// Who may call, with what.
@@ -164,6 +166,13 @@ pub struct Threads {
     pub carry: usize,
     /// Threads for long tokenisation and other CPU work.
     pub compute: usize,
+}
+
+/// `[tokens]`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Counting {
+    /// Hash each prompt's blocks while it is counted.
+    pub prefix_blocks: bool,
 }
 
 /// How log lines look.

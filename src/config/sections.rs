@@ -2,8 +2,8 @@
 //! `defaults`.
 
 use super::{
-    Breaker, Gpu, Limits, Listen, Log, LogFormat, LogLevel, Probe, Queue, Relay, Threads, defaults,
-    problem::Spot, read::Section,
+    Breaker, Counting, Gpu, Limits, Listen, Log, LogFormat, LogLevel, Probe, Queue, Relay, Threads,
+    defaults, problem::Spot, read::Section,
 };
 use std::{
     net::{IpAddr, SocketAddr},
@@ -192,6 +192,11 @@ pub(super) fn threads(section: &mut Section<'_>, cores: usize) -> Threads {
             .unwrap_or(defaults::carry_threads(cores)),
         compute: section.number("compute", defaults::COMPUTE_THREADS, 1..=256),
     }
+}
+
+/// `[tokens]`
+pub(super) fn tokens(section: &mut Section<'_>) -> Counting {
+    Counting { prefix_blocks: section.flag("prefix_blocks", defaults::PREFIX_BLOCKS) }
 }
 
 /// `[log]`

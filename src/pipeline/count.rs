@@ -10,12 +10,12 @@ use crate::{
     ids::ModelName,
     servers::ModelServer,
     snapshot::ServerKind,
-    tokens::{Allowance, CountError, ModelFiles, Profile},
+    tokens::{Allowance, BlockRule, CountError, ModelFiles, PrefixBlocks, Profile},
     units::Tokens,
 };
 use bytes::Bytes;
 use serde_json::Value;
-use std::{collections::HashMap, path::PathBuf, sync::Arc, time::Duration};
+use std::{collections::HashMap, num::NonZeroU32, path::PathBuf, sync::Arc, time::Duration};
 
 /// Where a count came from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -101,6 +101,32 @@ impl Counter {
             Route::Chat => self.files.count_request(&self.profile, fields, allowance),
             Route::Completions => texts("prompt"),
             Route::Embeddings => texts("input"),
+        }
+    }
+
+    /// Counts as [`Counter::count`] does, and hashes a conversation's blocks in the same pass.
+    ///
+    /// # Errors
+    /// As [`Counter::count`].
+    pub fn count_blocks(
+        &self,
+        route: Route,
+        fields: &Object<'_>,
+        allowance: Allowance,
+        block_tokens: Option<NonZeroU32>,
+    ) -> Result<(Tokens, Option<PrefixBlocks>), CountError> {
+        match block_tokens.filter(|_| route == Route::Chat) {
+            // Callers bring no adapter and no salt of their own: both are the operator's.
+            Some(block_tokens) => self
+                .files
+                .count_blocks(
+                    &self.profile,
+                    fields,
+                    allowance,
+                    &BlockRule { block_tokens, adapter: "", salt: "" },
+                )
+                .map(|(tokens, blocks)| (tokens, Some(blocks))),
+            None => self.count(route, fields, allowance).map(|tokens| (tokens, None)),
         }
     }
 

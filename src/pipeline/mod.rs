@@ -15,7 +15,7 @@ pub mod listen;
 pub mod models;
 pub mod record;
 pub mod relay;
-mod screen;
+mod spelling;
 pub mod study;
 pub mod trial;
 pub mod watch;
@@ -163,6 +163,7 @@ impl Broker {
         record.model = Some(studied.entry.model.clone());
         let counted = self.count(&studied).await?;
         record.counted = Some(counted);
+        studied.log_prefix(&record.id);
         let window = studied.check_window(counted)?;
         // admit
         let mean = self.dispatch.expected_output(&studied.entry.model);

@@ -8,20 +8,20 @@ use super::{
     count::{self, Counted, Counter, Source},
     may_use,
     relay::Job,
-    screen,
+    spelling,
     watch::Wishes,
 };
 use crate::{
     api::{FieldLimits, Request, Route, fields, outgoing},
     config::{self, Tenant},
     error::{Reason, Refusal},
-    ids::ModelName,
+    ids::{ModelName, RequestId},
     schedule::catalog::Entry,
-    tokens::{Allowance, CountError},
+    tokens::{Allowance, CountError, PrefixBlocks},
     units::Tokens,
 };
 use bytes::Bytes;
-use std::sync::Arc;
+use std::{num::NonZeroU32, sync::Arc};
 use tokio::sync::OwnedSemaphorePermit;
 
 /// Bodies up to this size are studied in place, if counting them is little work: it takes less than handing
@@ -50,6 +50,8 @@ pub struct Studied {
     counter: Option<Arc<Counter>>,
     /// Our own count, where the model's files are here.
     local: Option<Result<Tokens, CountError>>,
+    /// Hashes of the prompt's blocks, where the operator wants them and it is counted here.
+    prefix: Option<PrefixBlocks>,
     /// Bytes of the input itself, for an estimate.
     text_bytes: usize,
 }
@@ -115,16 +117,22 @@ impl Broker {
         let mut request = Request::parse(route, body, limits)?;
         let entry = self.authorise(tenant, &request.model)?;
         let counter = live.counters.get(&entry.model).cloned();
-        let screened = screen::screen(counter.as_deref(), route, &request.fields, allowance)?;
-        let deferred = screened.is_none();
-        let mended = screened.unwrap_or_default();
-        screen::replace(&mut request.fields, &mended);
+        let checked = spelling::check(counter.as_deref(), route, &request.fields, allowance)?;
+        let deferred = checked.is_none();
+        let mended = checked.unwrap_or_default();
+        spelling::replace(&mut request.fields, &mended);
         let outgoing = outgoing::body(&request, entry.model.as_str());
-        let local = match &counter {
+        let block_tokens = self.block_tokens(live, &entry);
+        let counted = match &counter {
             Some(_) if deferred => Some(Err(CountError::Deferred)),
-            counter => {
-                counter.as_ref().map(|counter| counter.count(route, &request.fields, allowance))
-            }
+            counter => counter.as_ref().map(|counter| {
+                counter.count_blocks(route, &request.fields, allowance, block_tokens)
+            }),
+        };
+        let (local, prefix) = match counted {
+            Some(Ok((tokens, prefix))) => (Some(Ok(tokens)), prefix),
+            Some(Err(error)) => (Some(Err(error)), None),
+            None => (None, None),
         };
         let counted_here = matches!(local, Some(Ok(_)));
         Ok(Studied {
@@ -139,9 +147,18 @@ impl Broker {
             alias: (request.model != entry.model).then(|| request.model.to_string()),
             counter,
             local,
+            prefix,
             text_bytes: if counted_here { 0 } else { text_bytes(&request) },
             entry,
         })
+    }
+
+    /// The size of the blocks to hash, if any.
+    fn block_tokens(&self, live: &Live, entry: &Entry) -> Option<NonZeroU32> {
+        /// vLLM's own default.
+        const USUAL: NonZeroU32 = NonZeroU32::MIN.saturating_add(15);
+        let told = || self.dispatch.block_tokens(&entry.model).and_then(NonZeroU32::new);
+        live.settings.tokens.prefix_blocks.then(|| told().unwrap_or(USUAL))
     }
 
     fn authorise(&self, tenant: &Tenant, model: &ModelName) -> Result<Entry, Refusal> {
@@ -233,6 +250,18 @@ impl Studied {
             counted.tokens
         );
         Err(Refusal::new(Reason::ContextTooLong, text).param(param))
+    }
+
+    /// Writes the prompt's blocks to the log. Their hashes tell nothing of the text but what it shares.
+    pub(super) fn log_prefix(&self, id: &RequestId) {
+        let Some(prefix) = &self.prefix else { return };
+        tracing::debug!(
+            request = id.as_str(),
+            block_tokens = prefix.block_tokens,
+            blocks = prefix.hashes.len(),
+            last = prefix.hashes.last().map(|hash| format!("{hash:016x}")),
+            "prefix blocks"
+        );
     }
 
     /// Sequences that it runs at once on a server.

@@ -93,7 +93,11 @@ impl Remote {
             kind: server.kind,
             client: Client::new(host.clone(), *port, prefix.clone(), key, limits),
             names: server.models.clone(),
-            fixed: Capacity { kv_tokens: server.kv_tokens, max_running: server.max_running },
+            fixed: Capacity {
+                kv_tokens: server.kv_tokens,
+                max_running: server.max_running,
+                block_tokens: None,
+            },
             limit,
             seen: Mutex::new(Seen::default()),
         })
@@ -351,6 +355,7 @@ fn known(first: Capacity, second: Capacity) -> Capacity {
     Capacity {
         kv_tokens: first.kv_tokens.or(second.kv_tokens),
         max_running: first.max_running.or(second.max_running),
+        block_tokens: first.block_tokens.or(second.block_tokens),
     }
 }
 
@@ -518,7 +523,8 @@ mod tests {
         told.max_running = Some(3);
         let state = remote(&told).observe(&unknown(ServerKind::Vllm)).await;
         assert_eq!(state.models, [model("mine", Some(4096))]);
-        let fixed = Capacity { kv_tokens: Some(Tokens(9)), max_running: Some(3) };
+        let fixed =
+            Capacity { kv_tokens: Some(Tokens(9)), max_running: Some(3), block_tokens: None };
         assert_eq!(state.capacity, fixed);
         staged.page("/health", 503, "");
         let state = remote(&told).observe(&unknown(ServerKind::Vllm)).await;
@@ -552,7 +558,8 @@ mod tests {
         staged.page("/ready", 200, "");
         let state = remote.observe(&starting).await;
         assert_eq!((state.health, state.load.running), (Health::Up, Some(1)));
-        let capacity = Capacity { kv_tokens: Some(Tokens(500)), max_running: Some(8) };
+        let capacity =
+            Capacity { kv_tokens: Some(Tokens(500)), max_running: Some(8), block_tokens: None };
         assert_eq!(state.capacity, capacity);
         assert_eq!(state.version.as_deref(), Some("0.5.23"));
     }

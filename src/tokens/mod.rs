@@ -8,9 +8,11 @@ use minijinja::Value as Rendered;
 use serde_json::{Map, Value, json};
 use std::{collections::BTreeMap, path::Path, path::PathBuf, sync::Arc};
 
+mod blocks;
 mod content;
 mod engine;
 mod files;
+mod forgery;
 mod gguf;
 mod gguf_split;
 #[cfg(test)]
@@ -23,20 +25,20 @@ mod memo;
 mod messages;
 mod profile;
 mod python;
-mod screen;
 mod seams;
 mod spelling;
 mod strings;
 mod template;
 mod vocabulary;
 
+pub use blocks::{BlockRule, PrefixBlocks};
+pub use forgery::{Checked, Spelled};
 pub use memo::{Allowance, CACHE_BYTES, CacheUse};
 pub use profile::Profile;
-pub use screen::{Screened, Spelled};
 
+use forgery::Guard;
 use memo::{Memo, Sum};
 use messages::{Ending, Prepared, Wants};
-use screen::Guard;
 use template::{Clock, Template};
 use vocabulary::Vocabulary;
 

@@ -7,7 +7,7 @@ use crate::support::{
 use berthd::{
     api::json,
     snapshot::ServerKind,
-    tokens::{Allowance, ModelFiles, Profile, Screened, Spelled},
+    tokens::{Allowance, Checked, ModelFiles, Profile, Spelled},
 };
 use serde_json::{Value, json as value};
 use std::{
@@ -42,20 +42,20 @@ fn with_template(family: &str, template: &str, change: impl Fn(&mut Value)) -> M
     ModelFiles::load(made.path()).unwrap()
 }
 
-fn screen(files: &ModelFiles, body: &str, mend: bool) -> Screened {
+fn check(files: &ModelFiles, body: &str, mend: bool) -> Checked {
     let fields = json::open(body.as_bytes()).unwrap();
     let profile = Profile::of(ServerKind::Vllm);
-    files.screen(&profile, &fields, mend, Allowance::Whole).unwrap()
+    files.check_spelling(&profile, &fields, mend, Allowance::Whole).unwrap()
 }
 
 /// What is spelled, and where; `None` for nothing.
 fn spelled(files: &ModelFiles, body: &Value) -> Option<(String, String)> {
-    match screen(files, &body.to_string(), false) {
-        Screened::Clean => None,
-        Screened::Spelled(Spelled { token, place }) => {
+    match check(files, &body.to_string(), false) {
+        Checked::Clean => None,
+        Checked::Spelled(Spelled { token, place }) => {
             Some((token.unwrap_or_default(), place.unwrap_or_else(|| "joined".into())))
         }
-        Screened::Mended(_) => panic!("nothing was to be mended"),
+        Checked::Mended(_) => panic!("nothing was to be mended"),
     }
 }
 
@@ -99,7 +99,7 @@ fn a_spelling_is_found_wherever_it_stands_and_however_it_is_written() {
         assert_eq!(found(body), at(place));
     }
     let raw = r#"{"messages":[{"role":"user","content":"\u003c|im_\u0065nd|\u003e"}]}"#;
-    assert!(matches!(screen(&files, raw, false), Screened::Spelled(_)));
+    assert!(matches!(check(&files, raw, false), Checked::Spelled(_)));
     // Where a generation ends is no part of the prompt.
     let mut stopped = user(&value!("a"));
     stopped["stop"] = value!(["<|im_end|>"]);

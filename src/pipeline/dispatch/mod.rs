@@ -250,6 +250,16 @@ impl Dispatch {
         state.berths.get(&room.id).map(|berth| Arc::clone(&berth.server))
     }
 
+    /// Tokens in a block of the cache of this model's servers, as they tell it; the smallest of several.
+    pub fn block_tokens(&self, model: &ModelName) -> Option<u32> {
+        let state = self.lock();
+        let serving = state
+            .berths
+            .values()
+            .filter(|berth| berth.state.models.iter().any(|served| served.name == *model));
+        serving.filter_map(|berth| berth.state.capacity.block_tokens).min()
+    }
+
     /// What an answer of this model is expected to need.
     pub fn expected_output(&self, model: &ModelName) -> Tokens {
         let mut state = self.lock();

@@ -33,7 +33,7 @@ const CLOSE_LOOK_MAX: usize = 32 << 10;
 
 /// What a look at a chat request found.
 #[derive(Debug)]
-pub enum Screened {
+pub enum Checked {
     /// Nothing.
     Clean,
     /// Spellings, which are mended: the fields, by their position in the body, that must be replaced.
@@ -134,23 +134,23 @@ impl ModelFiles {
     ///
     /// # Errors
     /// [`CountError::Deferred`] with [`Allowance::Little`], where it is too much work.
-    pub fn screen(
+    pub fn check_spelling(
         &self,
         profile: &Profile,
         fields: &Object<'_>,
         mend: bool,
         allowance: Allowance,
-    ) -> Result<Screened, CountError> {
+    ) -> Result<Checked, CountError> {
         let guard = &self.guard;
         if guard.spellings.is_empty() {
-            return Ok(Screened::Clean);
+            return Ok(Checked::Clean);
         }
         let read =
             || fields.0.iter().enumerate().filter(|(_, (name, _))| FIELDS.contains(&&**name));
         let plain = read()
             .all(|(_, (_, value))| guard.spellings.is_plain(value.get().as_bytes(), &guard.seams));
         if plain && !guard.open {
-            return Ok(Screened::Clean);
+            return Ok(Checked::Clean);
         }
         let bytes: usize = read().map(|(_, (_, value))| value.get().len()).sum();
         if allowance == Allowance::Little && bytes > CLOSE_LOOK_MAX {
@@ -167,7 +167,7 @@ impl ModelFiles {
             }
         }
         if let Some(spelled) = look.spelled {
-            return Ok(Screened::Spelled(spelled));
+            return Ok(Checked::Spelled(spelled));
         }
         if look.dangles || !mended.is_empty() {
             let mut now = Object(fields.0.clone());
@@ -177,10 +177,10 @@ impl ModelFiles {
                 }
             }
             if let Some(spelled) = self.forged(profile, &now, allowance)? {
-                return Ok(Screened::Spelled(spelled));
+                return Ok(Checked::Spelled(spelled));
             }
         }
-        Ok(if mended.is_empty() { Screened::Clean } else { Screened::Mended(mended) })
+        Ok(if mended.is_empty() { Checked::Clean } else { Checked::Mended(mended) })
     }
 
     /// Compares the prompt's control tokens with those of the harmless conversation.

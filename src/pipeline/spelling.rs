@@ -7,7 +7,7 @@ use crate::{
     api::{Route, fields::clip, json::Object},
     config::SpecialTokens,
     error::{Reason, Refusal},
-    tokens::{Allowance, CountError, Screened, Spelled},
+    tokens::{Allowance, Checked, CountError, Spelled},
 };
 use serde_json::value::RawValue;
 
@@ -19,7 +19,7 @@ pub type Mended = Vec<(usize, Box<RawValue>)>;
 ///
 /// # Errors
 /// The request is refused.
-pub fn screen(
+pub fn check(
     counter: Option<&Counter>,
     route: Route,
     fields: &Object<'_>,
@@ -32,10 +32,10 @@ pub fn screen(
         SpecialTokens::Refuse => false,
         SpecialTokens::Neutralise => true,
     };
-    match counter.files().screen(counter.profile(), fields, mend, allowance) {
-        Ok(Screened::Clean) => nothing,
-        Ok(Screened::Mended(mended)) => Ok(Some(mended)),
-        Ok(Screened::Spelled(spelled)) => Err(refusal(&spelled)),
+    match counter.files().check_spelling(counter.profile(), fields, mend, allowance) {
+        Ok(Checked::Clean) => nothing,
+        Ok(Checked::Mended(mended)) => Ok(Some(mended)),
+        Ok(Checked::Spelled(spelled)) => Err(refusal(&spelled)),
         Err(CountError::Deferred) => Ok(None),
         Err(error) => {
             let text = format!("The request's texts cannot be looked at: {error}.");
