@@ -108,6 +108,9 @@ pub const LOG_FORMAT: LogFormat = LogFormat::Text;
 /// Least urgent level that is written.
 pub const LOG_LEVEL: LogLevel = LogLevel::Info;
 
+/// Send token ids instead of text.
+pub const SEND_TOKEN_IDS: bool = false;
+
 /// The tier of a tenant's requests.
 pub const TIER: Tier = Tier::Standard;
 /// Requests a minute; 0 for no limit.

@@ -290,6 +290,8 @@ pub struct Server {
     pub kv_tokens: Option<Tokens>,
     /// Sequences at once, overriding what it reports.
     pub max_running: Option<u32>,
+    /// It gets token ids instead of text, where its kind takes them and they were counted here.
+    pub send_token_ids: bool,
 }
 
 impl fmt::Debug for Server {
@@ -303,6 +305,7 @@ impl fmt::Debug for Server {
             .field("models", &self.models)
             .field("kv_tokens", &self.kv_tokens)
             .field("max_running", &self.max_running)
+            .field("send_token_ids", &self.send_token_ids)
             .finish()
     }
 }

@@ -48,6 +48,26 @@ pub struct Counted {
     pub source: Source,
 }
 
+/// What is wanted of an input's ids beside their number.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Wants {
+    /// The ids, if a server could take them.
+    pub(super) ids: bool,
+    /// Hashes of blocks of this size, of conversations.
+    pub(super) block_tokens: Option<NonZeroU32>,
+}
+
+/// What one pass over an input gave.
+#[derive(Debug)]
+pub(super) struct Read {
+    /// The number of ids.
+    pub(super) tokens: Tokens,
+    /// Hashes of their blocks.
+    pub(super) prefix: Option<PrefixBlocks>,
+    /// The ids themselves.
+    pub(super) ids: Option<Vec<u32>>,
+}
+
 /// One model's files and how its servers use them.
 #[derive(Debug)]
 pub struct Counter {
@@ -104,29 +124,65 @@ impl Counter {
         }
     }
 
-    /// Counts as [`Counter::count`] does, and hashes a conversation's blocks in the same pass.
+    /// Counts as [`Counter::count`] does, and gives what else is wanted of the same ids.
     ///
     /// # Errors
     /// As [`Counter::count`].
-    pub fn count_blocks(
+    pub(super) fn read(
         &self,
         route: Route,
         fields: &Object<'_>,
         allowance: Allowance,
-        block_tokens: Option<NonZeroU32>,
-    ) -> Result<(Tokens, Option<PrefixBlocks>), CountError> {
-        match block_tokens.filter(|_| route == Route::Chat) {
-            // Callers bring no adapter and no salt of their own: both are the operator's.
-            Some(block_tokens) => self
-                .files
-                .count_blocks(
-                    &self.profile,
-                    fields,
-                    allowance,
-                    &BlockRule { block_tokens, adapter: "", salt: "" },
-                )
-                .map(|(tokens, blocks)| (tokens, Some(blocks))),
-            None => self.count(route, fields, allowance).map(|tokens| (tokens, None)),
+        wants: Wants,
+    ) -> Result<Read, CountError> {
+        // Callers bring no adapter and no salt of their own: both are the operator's.
+        let rule = |block_tokens| BlockRule { block_tokens, adapter: "", salt: "" };
+        let rule = wants.block_tokens.filter(|_| route == Route::Chat).map(rule);
+        if wants.ids
+            && let Some(ids) = self.ids(route, fields, allowance)?
+        {
+            let prefix = rule.map(|rule| rule.blocks(&ids));
+            return Ok(Read { tokens: Tokens(ids.len() as u64), prefix, ids: Some(ids) });
+        }
+        let (tokens, prefix) = match rule {
+            Some(rule) => {
+                let profile = &self.profile;
+                let (tokens, blocks) =
+                    self.files.count_blocks(profile, fields, allowance, &rule)?;
+                (tokens, Some(blocks))
+            }
+            None => (self.count(route, fields, allowance)?, None),
+        };
+        Ok(Read { tokens, prefix, ids: None })
+    }
+
+    /// The ids of an input that a server could take in its text's place: a conversation, or one prompt.
+    fn ids(
+        &self,
+        route: Route,
+        fields: &Object<'_>,
+        allowance: Allowance,
+    ) -> Result<Option<Vec<u32>>, CountError> {
+        match route {
+            // Only SGLang takes them; ids made by another's rules are not what was asked for.
+            Route::Chat if self.profile.is_of(ServerKind::Sglang) => {
+                self.files.request_ids(&self.profile, fields, allowance).map(Some)
+            }
+            Route::Completions => {
+                let text = fields.get("prompt").map(|value| value.get());
+                // With these the server needs the text itself.
+                let bare = ["echo", "suffix"].iter().all(|name| fields.get(name).is_none());
+                let Some(text) = text.filter(|text| bare && text.starts_with('"')) else {
+                    return Ok(None);
+                };
+                if allowance == Allowance::Little && text.len() > self.files.little_bytes() {
+                    return Err(CountError::Deferred);
+                }
+                let text: String = serde_json::from_str(text)
+                    .map_err(|error| CountError::NotAvailable(error.to_string()))?;
+                self.files.text_ids(&text, true).map(Some)
+            }
+            Route::Chat | Route::Embeddings => Ok(None),
         }
     }
 

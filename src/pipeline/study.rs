@@ -5,7 +5,7 @@
 
 use super::{
     Broker, Live,
-    count::{self, Counted, Counter, Source},
+    count::{self, Counted, Counter, Source, Wants},
     may_use,
     relay::Job,
     spelling,
@@ -37,6 +37,8 @@ pub struct Studied {
     pub entry: Entry,
     /// The body for the server.
     pub outgoing: Bytes,
+    /// The same with token ids, for servers that take them.
+    ids_body: Option<Bytes>,
     /// The caller wants a stream.
     stream: bool,
     include_usage: bool,
@@ -122,22 +124,30 @@ impl Broker {
         let mended = checked.unwrap_or_default();
         spelling::replace(&mut request.fields, &mended);
         let outgoing = outgoing::body(&request, entry.model.as_str());
-        let block_tokens = self.block_tokens(live, &entry);
-        let counted = match &counter {
+        let wants = Wants {
+            // What was mended is text that the caller did not write: it goes out as text.
+            ids: mended.is_empty()
+                && live.settings.servers.iter().any(|server| server.send_token_ids)
+                && self.dispatch.takes_ids(&entry.model, route),
+            block_tokens: self.block_tokens(live, &entry),
+        };
+        let read = match &counter {
             Some(_) if deferred => Some(Err(CountError::Deferred)),
-            counter => counter.as_ref().map(|counter| {
-                counter.count_blocks(route, &request.fields, allowance, block_tokens)
-            }),
+            Some(counter) => Some(counter.read(route, &request.fields, allowance, wants)),
+            None => None,
         };
-        let (local, prefix) = match counted {
-            Some(Ok((tokens, prefix))) => (Some(Ok(tokens)), prefix),
-            Some(Err(error)) => (Some(Err(error)), None),
-            None => (None, None),
+        let (local, prefix, ids) = match read {
+            Some(Ok(read)) => (Some(Ok(read.tokens)), read.prefix, read.ids),
+            Some(Err(error)) => (Some(Err(error)), None, None),
+            None => (None, None, None),
         };
+        let model = entry.model.as_str();
+        let ids_body = ids.map(|ids| outgoing::body_with_ids(&request, model, &ids));
         let counted_here = matches!(local, Some(Ok(_)));
         Ok(Studied {
             route,
             outgoing,
+            ids_body,
             stream: request.stream,
             include_usage: request.include_usage,
             max_tokens: request.max_tokens,
@@ -328,6 +338,7 @@ impl Studied {
             route: self.route,
             stream: self.stream,
             body: self.outgoing,
+            ids_body: self.ids_body,
             relay,
             content_by: None,
             limits,

@@ -256,6 +256,7 @@ mod tests {
             route,
             stream: false,
             body: Bytes::new(),
+            ids_body: None,
             relay: settings.relay,
             content_by: None,
             limits: settings.limits,

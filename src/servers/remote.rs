@@ -49,6 +49,8 @@ pub struct Remote {
     client: Client,
     /// The operator's word on models; empty takes the server's.
     names: Vec<ModelName>,
+    /// The operator wants it to get token ids.
+    send_ids: bool,
     /// The operator's word on capacity; `None` takes the server's.
     fixed: Capacity,
     /// Time for the health page, and again for all other pages of a round.
@@ -93,6 +95,7 @@ impl Remote {
             kind: server.kind,
             client: Client::new(host.clone(), *port, prefix.clone(), key, limits),
             names: server.models.clone(),
+            send_ids: server.send_token_ids,
             fixed: Capacity {
                 kv_tokens: server.kv_tokens,
                 max_running: server.max_running,
@@ -392,6 +395,16 @@ impl ModelServer for Remote {
         self.kind
     }
 
+    fn takes_ids(&self, route: Route) -> bool {
+        // vLLM and llama.cpp have no field for them on the chat route.
+        let takes = match self.kind {
+            ServerKind::Sglang => route != Route::Embeddings,
+            ServerKind::Vllm | ServerKind::LlamaCpp => route == Route::Completions,
+            ServerKind::OpenAi | ServerKind::Embedded => false,
+        };
+        self.send_ids && takes
+    }
+
     fn send(&self, call: Call) -> Later<'_, Result<Answer, CallError>> {
         Box::pin(self.client.send(call))
     }
@@ -426,6 +439,7 @@ mod tests {
             models: Vec::new(),
             kv_tokens: None,
             max_running: None,
+            send_token_ids: false,
         }
     }
 

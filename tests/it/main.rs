@@ -32,5 +32,6 @@ mod service;
 mod simulate;
 mod special_tokens;
 mod streams;
+mod token_ids;
 mod trailing;
 mod vocabularies;

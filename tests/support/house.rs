@@ -120,10 +120,16 @@ impl Plan {
 
     /// One more server, of the kind that is not asked for anything but its models.
     #[must_use]
-    pub fn server(mut self, name: &str, at: SocketAddr, rest: &str) -> Self {
+    pub fn server(self, name: &str, at: SocketAddr, rest: &str) -> Self {
+        self.server_of("openai", name, at, rest)
+    }
+
+    /// One more server, of any kind.
+    #[must_use]
+    pub fn server_of(mut self, kind: &str, name: &str, at: SocketAddr, rest: &str) -> Self {
         writeln!(
             self.rows,
-            "[[servers]]\nname = \"{name}\"\nkind = \"openai\"\nurl = \"http://{at}\"\n{rest}"
+            "[[servers]]\nname = \"{name}\"\nkind = \"{kind}\"\nurl = \"http://{at}\"\n{rest}"
         )
         .unwrap();
         self

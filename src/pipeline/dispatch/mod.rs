@@ -18,7 +18,7 @@ use crate::{
     ids::{ModelName, ServerId, TenantId, Tier},
     queue::Queue,
     schedule::{Room, breaker::Breaker, catalog::Catalog},
-    servers::ModelServer,
+    servers::{ModelServer, Route},
     snapshot::ServerState,
     units::Tokens,
 };
@@ -248,6 +248,15 @@ impl Dispatch {
             .iter()
             .find(|room| room.usable && room.models.iter().any(|served| served.name == *model))?;
         state.berths.get(&room.id).map(|berth| Arc::clone(&berth.server))
+    }
+
+    /// Whether any server of this model should get token ids.
+    pub fn takes_ids(&self, model: &ModelName, route: Route) -> bool {
+        let state = self.lock();
+        state.berths.values().any(|berth| {
+            berth.server.takes_ids(route)
+                && berth.state.models.iter().any(|served| served.name == *model)
+        })
     }
 
     /// Tokens in a block of the cache of this model's servers, as they tell it; the smallest of several.
