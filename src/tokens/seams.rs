@@ -16,8 +16,8 @@ const FOLDS: [&str; 6] = ["lower", "upper", "title", "capitalize", "swapcase", "
 pub(super) struct Seams {
     /// Texts that a template looks for: tags, and arguments of its calls. It may take them out.
     markers: BTreeSet<String>,
-    /// First bytes of those.
-    marker_starts: Vec<u8>,
+    /// Those as JSON text begins with them: up to what it must escape.
+    openings: Vec<String>,
     /// Words that a template compares with.
     words: BTreeSet<String>,
     /// What it calls things: attributes and variables.
@@ -37,7 +37,8 @@ impl Seams {
             let Ok(syntax) = syntax else { continue };
             let mut in_call = false;
             let mut called = false;
-            for token in tokenize(source, false, syntax).flatten() {
+            // After an error there would be no end of errors.
+            for token in tokenize(source, false, syntax).map_while(Result::ok) {
                 match &token.0 {
                     Token::TemplateData(text) => seams.texts.push((*text).to_owned()),
                     Token::Str(text) => seams.literal(text, in_call),
@@ -65,8 +66,11 @@ impl Seams {
         let Some(&first) = text.trim().as_bytes().first() else { return };
         if (tag && text.len() > 2) || (in_call && !first.is_ascii_alphanumeric()) {
             self.markers.insert(text.trim().to_owned());
-            if !self.marker_starts.contains(&first) {
-                self.marker_starts.push(first);
+            let escaped = |letter: char| matches!(letter, '"' | '\\') || letter.is_control();
+            let opening = text.trim().split(escaped).next().unwrap_or_default();
+            // What begins with an escape is seen by its backslash.
+            if !opening.is_empty() {
+                self.openings.push(opening.to_owned());
             }
         }
     }
@@ -77,9 +81,9 @@ impl Seams {
         self.folds || self.texts.iter().any(|text| spellings.ends_begun(text))
     }
 
-    /// Something that a template may take out could begin with this byte.
-    pub(super) fn may_vanish(&self, byte: u8) -> bool {
-        self.marker_starts.contains(&byte)
+    /// JSON text begins with something that a template may take out.
+    pub(super) fn may_vanish(&self, json: &[u8]) -> bool {
+        self.openings.iter().any(|opening| json.starts_with(opening.as_bytes()))
     }
 
     /// A text begins with something that a template may take out.
@@ -150,6 +154,13 @@ mod tests {
         ] {
             assert!(!open(source), "{source}");
         }
+    }
+
+    /// The same error came again for ever, and loading the model never ended.
+    #[test]
+    fn a_template_that_cannot_be_read_is_read_up_to_there() {
+        let seams = Seams::of(["{{ 'high' }}{{ 'open"].into_iter());
+        assert!(seams.knows_word("high"));
     }
 
     #[test]

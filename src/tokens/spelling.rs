@@ -5,7 +5,7 @@
 
 use super::seams::Seams;
 use aho_corasick::{AhoCorasick, MatchKind};
-use memchr::{memchr2_iter, memchr3_iter};
+use memchr::{memchr_iter, memchr2_iter, memchr3_iter};
 use serde_json::Value;
 use std::collections::HashMap;
 
@@ -15,6 +15,9 @@ const WEDGE: char = '\u{200b}';
 
 /// Rounds of mending: putting letters between others cannot go on making new spellings.
 const ROUNDS_MAX: usize = 4;
+
+/// One more byte than can be searched for at once.
+const NEEDLES_MAX: usize = 4;
 
 /// Bytes of a spelling that are reason enough to look closer, whatever stands behind them.
 const TELLING: usize = 3;
@@ -120,21 +123,29 @@ impl Spellings {
     /// Whether the strings of a JSON text can hold no spelling, nor a part of one that something behind it
     /// could make whole. Says no too often, but costs little.
     pub(super) fn is_plain(&self, json: &[u8], seams: &Seams) -> bool {
-        let plain = |at: usize| self.is_plain_at(json, at, seams);
-        match *self.starts.as_slice() {
-            [] => true,
-            [(one, _)] => memchr2_iter(one, b'\\', json).all(plain),
-            [(one, _), (two, _)] => memchr3_iter(one, two, b'\\', json).all(plain),
+        !self.any(json, Some(b'\\'), |at| !self.is_plain_at(json, at, seams))
+    }
+
+    /// Whether `holds` of any place where a spelling could begin, or where `also` stands.
+    fn any(&self, text: &[u8], also: Option<u8>, holds: impl FnMut(usize) -> bool) -> bool {
+        let mut bytes = [0; NEEDLES_MAX];
+        let wanted = self.starts.iter().map(|(start, _)| *start).chain(also);
+        let count = bytes.iter_mut().zip(wanted.clone()).map(|(byte, start)| *byte = start).count();
+        match (count, bytes) {
+            (0, _) => false,
+            (1, [one, ..]) => memchr_iter(one, text).any(holds),
+            (2, [one, two, ..]) => memchr2_iter(one, two, text).any(holds),
+            (3, [one, two, three, _]) => memchr3_iter(one, two, three, text).any(holds),
             _ => {
                 let mut stops = [false; 256];
-                let starts = self.starts.iter().map(|(start, _)| *start);
-                for byte in starts.chain([b'\\']) {
+                for byte in wanted {
                     if let Some(stop) = stops.get_mut(usize::from(byte)) {
                         *stop = true;
                     }
                 }
-                let stops = |byte: &u8| stops.get(usize::from(*byte)).copied().unwrap_or(true);
-                json.iter().enumerate().filter(|(_, byte)| stops(byte)).all(|(at, _)| plain(at))
+                let stops = |byte: u8| stops.get(usize::from(byte)).copied().unwrap_or(true);
+                let places = text.iter().enumerate().filter(|(_, byte)| stops(**byte));
+                places.map(|(at, _)| at).any(holds)
             }
         }
     }
@@ -150,10 +161,14 @@ impl Spellings {
             return true;
         };
         let goes_on = seconds.get(usize::from(next)).copied().unwrap_or(true);
-        if goes_on || !next.is_ascii() || seams.may_vanish(next) {
+        if goes_on || !next.is_ascii() {
             return false;
         }
-        match rest.trim_ascii_start() {
+        let behind = rest.trim_ascii_start();
+        if seams.may_vanish(behind) {
+            return false;
+        }
+        match behind {
             [b'\\', ..] => false,
             // Where a string ends, the next may begin with the rest of a spelling. Where one begins, the
             // byte was a bracket of the JSON itself.
@@ -169,12 +184,8 @@ impl Spellings {
     /// Whether a string holds the beginning of a spelling that could become whole in the prompt: where the
     /// string ends, or where the template may take something out.
     pub(super) fn dangles(&self, text: &str, seams: &Seams) -> bool {
-        let starts = |byte: u8| self.starts.iter().any(|(start, _)| *start == byte);
-        text.char_indices().any(|(at, _)| {
+        self.any(text.as_bytes(), None, |at| {
             let rest = text.get(at..).unwrap_or_default();
-            if !rest.bytes().next().is_some_and(starts) {
-                return false;
-            }
             let Some(shared) = self.begun(rest) else { return false };
             let behind = rest.get(shared..).unwrap_or_default().trim_start();
             shared >= TELLING || behind.is_empty() || seams.vanishes(behind)
