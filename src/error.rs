@@ -46,6 +46,8 @@ pub enum Reason {
     TemplateRefused,
     /// Nobody here can tell the token ids that were asked for.
     NotCountable,
+    /// A caller's text spells one of the model's control tokens.
+    SpecialToken,
     /// The tenant's request rate is used up.
     RequestRate,
     /// The tenant's token rate is used up.
@@ -97,6 +99,7 @@ impl Reason {
             Self::ContextTooLong => "context_length_exceeded",
             Self::TemplateRefused => "template_refused",
             Self::NotCountable => "not_countable",
+            Self::SpecialToken => "special_token_in_text",
             Self::RequestRate => "request_rate_exceeded",
             Self::TokenRate => "token_rate_exceeded",
             Self::TenantQueueFull => "tenant_queue_full",

@@ -142,7 +142,12 @@ pub struct Capacity {
     pub kv_tokens: Option<Tokens>,
     /// Sequences at once.
     pub max_running: Option<u32>,
+    /// Tokens in one block of the KV cache, for matching prefixes; at most [`BLOCK_TOKENS_MAX`].
+    pub block_tokens: Option<u32>,
 }
+
+/// The largest block of a KV cache that is believed, tokens.
+pub const BLOCK_TOKENS_MAX: u32 = 1 << 16;
 
 /// One round of probing a server.
 #[derive(Clone, Debug)]

@@ -140,6 +140,16 @@ pub fn check_template_variables(fields: &Object<'_>) -> Result<(), Refusal> {
 
 /// Writes the body for one server. `model` is the name that this server knows.
 pub fn body(request: &Request<'_>, model: &str) -> Bytes {
+    write(request, model, None)
+}
+
+/// Writes the body with token ids as the input: a completion's `prompt`, or beside a conversation the
+/// `input_ids` that SGLang takes in its place.
+pub fn body_with_ids(request: &Request<'_>, model: &str, ids: &[u32]) -> Bytes {
+    write(request, model, Some(ids))
+}
+
+fn write(request: &Request<'_>, model: &str, ids: Option<&[u32]>) -> Bytes {
     let size: usize =
         request.fields.0.iter().map(|(key, value)| key.len() + value.get().len() + 6).sum();
     let mut out = BytesMut::with_capacity(size + model.len() + 96);
@@ -147,6 +157,7 @@ pub fn body(request: &Request<'_>, model: &str) -> Bytes {
     for (key, value) in &request.fields.0 {
         match &**key {
             "model" | "stream" | "stream_options" | "max_tokens" | "max_completion_tokens" => {}
+            "prompt" if request.route == Route::Completions && ids.is_some() => {}
             key if is_steering(key) || is_other_input(request.route, key) => {}
             key => {
                 put_text(&mut out, key);
@@ -155,6 +166,18 @@ pub fn body(request: &Request<'_>, model: &str) -> Bytes {
                 out.put_u8(b',');
             }
         }
+    }
+    let input = match request.route {
+        Route::Chat => Some("input_ids"),
+        Route::Completions => Some("prompt"),
+        Route::Embeddings => None,
+    };
+    if let (Some(input), Some(ids)) = (input, ids) {
+        put_text(&mut out, input);
+        out.put_u8(b':');
+        // Writing numbers into memory cannot fail.
+        let _ = serde_json::to_writer((&mut out).writer(), ids);
+        out.put_u8(b',');
     }
     out.put_slice(b"\"model\":");
     put_text(&mut out, model);

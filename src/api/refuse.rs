@@ -51,7 +51,8 @@ pub fn status(refusal: &Refusal) -> StatusCode {
         | Reason::MissingField
         | Reason::BadFraming
         | Reason::ContextTooLong
-        | Reason::TemplateRefused => StatusCode::BAD_REQUEST,
+        | Reason::TemplateRefused
+        | Reason::SpecialToken => StatusCode::BAD_REQUEST,
     }
 }
 

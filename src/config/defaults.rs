@@ -103,10 +103,16 @@ pub const fn carry_threads(cores: usize) -> usize {
     if cores <= 16 { 2 } else { 4 }
 }
 
+/// Hash each prompt's blocks.
+pub const PREFIX_BLOCKS: bool = false;
+
 /// How log lines look.
 pub const LOG_FORMAT: LogFormat = LogFormat::Text;
 /// Least urgent level that is written.
 pub const LOG_LEVEL: LogLevel = LogLevel::Info;
+
+/// Send token ids instead of text.
+pub const SEND_TOKEN_IDS: bool = false;
 
 /// The tier of a tenant's requests.
 pub const TIER: Tier = Tier::Standard;

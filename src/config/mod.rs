@@ -153,6 +153,8 @@ pub struct Probe {
 pub struct TokenCounts {
     /// Look on this host for the files of models that are configured without a folder.
     pub search: bool,
+    /// Hash each prompt's blocks while it is counted.
+    pub prefix_blocks: bool,
 }
 
 /// `[gpu]`
@@ -226,6 +228,18 @@ pub struct Tenant {
     pub tokens_per_minute: Tokens,
 }
 
+/// What becomes of a chat request whose texts spell control tokens of the model.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum SpecialTokens {
+    /// It is refused.
+    #[default]
+    Refuse,
+    /// The texts are changed so that they spell none.
+    Neutralise,
+    /// It goes out as it is, and is counted as servers read it.
+    Pass,
+}
+
 /// `[[models]]`
 #[derive(Clone, Debug, PartialEq)]
 pub struct Model {
@@ -241,6 +255,8 @@ pub struct Model {
     pub expected_output: Tokens,
     /// Variables passed to the chat template, as the server's own flags give them.
     pub template_variables: BTreeMap<String, serde_json::Value>,
+    /// What becomes of chat requests that spell its control tokens.
+    pub special_tokens: SpecialTokens,
 }
 
 /// Where a model server is.
@@ -276,6 +292,8 @@ pub struct Server {
     pub kv_tokens: Option<Tokens>,
     /// Sequences at once, overriding what it reports.
     pub max_running: Option<u32>,
+    /// It gets token ids instead of text, where its kind takes them and they were counted here.
+    pub send_token_ids: bool,
 }
 
 impl fmt::Debug for Server {
@@ -289,6 +307,7 @@ impl fmt::Debug for Server {
             .field("models", &self.models)
             .field("kv_tokens", &self.kv_tokens)
             .field("max_running", &self.max_running)
+            .field("send_token_ids", &self.send_token_ids)
             .finish()
     }
 }

@@ -1,7 +1,7 @@
 //! Reads `[[tenants]]` and `[[models]]`, and what their entries must not share.
 
 use super::{
-    Model, Place, Server, Tenant, defaults,
+    Model, Place, Server, SpecialTokens, Tenant, defaults,
     keys::{self, KeyOwners},
     load::Surroundings,
     problem::Spot,
@@ -174,6 +174,7 @@ pub(super) fn model(
         context_window,
         expected_output,
         template_variables: template_variables(section),
+        special_tokens: special_tokens(section),
     }
 }
 
@@ -245,6 +246,15 @@ pub(super) fn folder(
         section.error("folder", what, "point it at a complete model folder");
     }
     Some(folder)
+}
+
+fn special_tokens(section: &mut Section<'_>) -> SpecialTokens {
+    let options = [
+        ("refuse", SpecialTokens::Refuse),
+        ("neutralise", SpecialTokens::Neutralise),
+        ("pass", SpecialTokens::Pass),
+    ];
+    section.choice("special_tokens", SpecialTokens::default(), &options)
 }
 
 fn template_variables(section: &mut Section<'_>) -> BTreeMap<String, Json> {

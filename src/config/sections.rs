@@ -168,7 +168,10 @@ pub(super) fn probe(section: &mut Section<'_>) -> Probe {
 
 /// `[tokens]`
 pub(super) fn tokens(section: &mut Section<'_>) -> TokenCounts {
-    TokenCounts { search: section.flag("search", defaults::TOKENS_SEARCH) }
+    TokenCounts {
+        search: section.flag("search", defaults::TOKENS_SEARCH),
+        prefix_blocks: section.flag("prefix_blocks", defaults::PREFIX_BLOCKS),
+    }
 }
 
 /// `[gpu]`

@@ -1,7 +1,8 @@
 //! Reads `[[servers]]`: which program each is and where.
 
 use super::{
-    Listen, Place, Server, keys, load::Surroundings, problem::Spot, read::Section, rows, sections,
+    Listen, Place, Server, defaults, keys, load::Surroundings, problem::Spot, read::Section, rows,
+    sections,
 };
 use crate::{
     ids::{ServerId, ServerKind},
@@ -40,7 +41,17 @@ pub(super) fn server(
         max_running: section
             .optional_number("max_running", 1..=1_000_000)
             .and_then(|most| u32::try_from(most).ok()),
+        send_token_ids: send_token_ids(section, kind),
     }
+}
+
+fn send_token_ids(section: &mut Section<'_>, kind: Option<ServerKind>) -> bool {
+    let wanted = section.flag("send_token_ids", defaults::SEND_TOKEN_IDS);
+    if wanted && matches!(kind, Some(ServerKind::OpenAi | ServerKind::Embedded)) {
+        let what = "a server of this kind takes no token ids";
+        section.error("send_token_ids", what, "remove the key");
+    }
+    wanted
 }
 
 fn place(

@@ -115,6 +115,7 @@ fn configured(server: &discover::Found) -> config::Server {
         models: Vec::new(),
         kv_tokens: None,
         max_running: None,
+        send_token_ids: false,
     }
 }
 

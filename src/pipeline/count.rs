@@ -9,18 +9,19 @@ use crate::{
         answer::TEMPLATE_MAX_TOKENS,
         json::{self, Object},
     },
-    config::Settings,
+    config::{Settings, SpecialTokens},
     error::{Reason, Refusal},
     ids::ModelName,
     servers::ModelServer,
     snapshot::ServerKind,
-    tokens::{Allowance, CountError, ModelFiles, Profile},
+    tokens::{Allowance, BlockRule, CountError, ModelFiles, PrefixBlocks, Profile},
     units::Tokens,
 };
 use bytes::Bytes;
 use serde_json::Value;
 use std::{
     collections::HashMap,
+    num::NonZeroU32,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -57,6 +58,26 @@ pub struct Counted {
     pub source: Source,
 }
 
+/// What is wanted of an input's ids beside their number.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Wants {
+    /// The ids, if a server could take them.
+    pub(super) ids: bool,
+    /// Hashes of blocks of this size, of conversations.
+    pub(super) block_tokens: Option<NonZeroU32>,
+}
+
+/// What one pass over an input gave.
+#[derive(Debug)]
+pub(super) struct Read {
+    /// The number of ids.
+    pub(super) tokens: Tokens,
+    /// Hashes of their blocks.
+    pub(super) prefix: Option<PrefixBlocks>,
+    /// The ids themselves.
+    pub(super) ids: Option<Vec<u32>>,
+}
+
 /// One model's files and how its servers use them.
 #[derive(Debug)]
 pub struct Counter {
@@ -64,12 +85,19 @@ pub struct Counter {
     profile: Profile,
     folder: PathBuf,
     found: bool,
+    special_tokens: SpecialTokens,
 }
 
 impl Counter {
     /// A counter over loaded files.
     pub fn new(files: Arc<ModelFiles>, profile: Profile) -> Self {
-        Self { files, profile, folder: PathBuf::new(), found: false }
+        Self {
+            files,
+            profile,
+            folder: PathBuf::new(),
+            found: false,
+            special_tokens: SpecialTokens::default(),
+        }
     }
 
     /// Says where the files are, and whether they were found there rather than configured.
@@ -100,6 +128,17 @@ impl Counter {
         self.files.fingerprint() == other.files.fingerprint()
             && self.profile == other.profile
             && self.found == other.found
+    }
+
+    /// Says what becomes of chat requests that spell control tokens.
+    #[must_use]
+    pub fn guarding(self, special_tokens: SpecialTokens) -> Self {
+        Self { special_tokens, ..self }
+    }
+
+    /// What becomes of chat requests that spell control tokens.
+    pub(super) const fn special_tokens(&self) -> SpecialTokens {
+        self.special_tokens
     }
 
     /// The files.
@@ -146,6 +185,68 @@ impl Counter {
             Route::Chat => self.files.count_request(&self.profile, fields, allowance),
             Route::Completions => texts("prompt"),
             Route::Embeddings => texts("input"),
+        }
+    }
+
+    /// Counts as [`Counter::count`] does, and gives what else is wanted of the same ids.
+    ///
+    /// # Errors
+    /// As [`Counter::count`].
+    pub(super) fn read(
+        &self,
+        route: Route,
+        fields: &Object<'_>,
+        allowance: Allowance,
+        wants: Wants,
+    ) -> Result<Read, CountError> {
+        // Callers bring no adapter and no salt of their own: both are the operator's.
+        let rule = |block_tokens| BlockRule { block_tokens, adapter: "", salt: "" };
+        let rule = wants.block_tokens.filter(|_| route == Route::Chat).map(rule);
+        if wants.ids
+            && let Some(ids) = self.ids(route, fields, allowance)?
+        {
+            let prefix = rule.map(|rule| rule.blocks(&ids));
+            return Ok(Read { tokens: Tokens(ids.len() as u64), prefix, ids: Some(ids) });
+        }
+        let (tokens, prefix) = match rule {
+            Some(rule) => {
+                let profile = &self.profile;
+                let (tokens, blocks) =
+                    self.files.count_blocks(profile, fields, allowance, &rule)?;
+                (tokens, Some(blocks))
+            }
+            None => (self.count(route, fields, allowance)?, None),
+        };
+        Ok(Read { tokens, prefix, ids: None })
+    }
+
+    /// The ids of an input that a server could take in its text's place: a conversation, or one prompt.
+    fn ids(
+        &self,
+        route: Route,
+        fields: &Object<'_>,
+        allowance: Allowance,
+    ) -> Result<Option<Vec<u32>>, CountError> {
+        match route {
+            // Only SGLang takes them; ids made by another's rules are not what was asked for.
+            Route::Chat if self.profile.is_of(ServerKind::Sglang) => {
+                self.files.request_ids(&self.profile, fields, allowance).map(Some)
+            }
+            Route::Completions => {
+                let text = fields.get("prompt").map(|value| value.get());
+                // With these the server needs the text itself.
+                let bare = ["echo", "suffix"].iter().all(|name| fields.get(name).is_none());
+                let Some(text) = text.filter(|text| bare && text.starts_with('"')) else {
+                    return Ok(None);
+                };
+                if allowance == Allowance::Little && text.len() > self.files.little_bytes() {
+                    return Err(CountError::Deferred);
+                }
+                let text: String = serde_json::from_str(text)
+                    .map_err(|error| CountError::NotAvailable(error.to_string()))?;
+                self.files.text_ids(&text, true).map(Some)
+            }
+            Route::Chat | Route::Embeddings => Ok(None),
         }
     }
 
@@ -225,10 +326,13 @@ impl Counters {
                 },
             };
             let mut profile = Profile::with_files(kind, &files);
+            let mut special_tokens = SpecialTokens::default();
             if let Some(model) = settings.models.iter().find(|model| model.name == name) {
                 profile = profile.with_variables(model.template_variables.clone());
+                special_tokens = model.special_tokens;
             }
-            models.insert(name, Arc::new(Counter::new(files, profile).at(folder, false)));
+            let counter = Counter::new(files, profile).at(folder, false);
+            models.insert(name, Arc::new(counter.guarding(special_tokens)));
         }
         (Self { models }, problems)
     }

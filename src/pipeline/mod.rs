@@ -16,6 +16,7 @@ pub mod models;
 pub mod record;
 pub mod relay;
 pub mod shapes;
+mod spelling;
 pub mod study;
 pub mod tokenize;
 pub mod trial;
@@ -179,6 +180,7 @@ impl Broker {
         let counted = self.count(&studied).await?;
         record.counted = Some(counted);
         record.shadow = studied.shadow();
+        studied.log_prefix(&record.id);
         let window = studied.check_window(counted)?;
         // admit
         let mean = self.dispatch.expected_output(&studied.entry.model);

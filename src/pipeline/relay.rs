@@ -82,6 +82,8 @@ pub struct Job {
     pub stream: bool,
     /// The body for the server.
     pub body: Bytes,
+    /// The same with token ids, for servers that take them.
+    pub ids_body: Option<Bytes>,
     /// Limits.
     pub relay: config::Relay,
     /// When the first content of a stream is of no more use, where the caller said so.
@@ -104,8 +106,11 @@ impl Job {
             let fault = Fault::failed("left", "The model server left the configuration.");
             return Err(fault.unstarted().unjudged());
         };
-        let call =
-            Call { route: self.route, body: self.body.clone(), request_id: record.id.clone() };
+        let body = match &self.ids_body {
+            Some(body) if server.takes_ids(self.route) => body,
+            _ => &self.body,
+        };
+        let call = Call { route: self.route, body: body.clone(), request_id: record.id.clone() };
         let mut answer = server.send(call).await.map_err(|error| match error {
             CallError::Refused(text) => Fault {
                 cause: "refused",

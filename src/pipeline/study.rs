@@ -5,9 +5,10 @@
 
 use super::{
     Broker, Live,
-    count::{self, Counted, Counter, Source},
+    count::{self, Counted, Counter, Source, Wants},
     may_use,
     relay::Job,
+    spelling,
     trust::Shadow,
     watch::Wishes,
 };
@@ -15,14 +16,14 @@ use crate::{
     api::{FieldLimits, Request, Route, fields, outgoing, shapes::Weight},
     config::{self, Tenant},
     error::{Reason, Refusal},
-    ids::ModelName,
+    ids::{ModelName, RequestId},
     schedule::catalog::Entry,
-    tokens::{Allowance, CountError},
+    tokens::{Allowance, CountError, PrefixBlocks},
     units::Tokens,
 };
 use bytes::Bytes;
 use serde_json::value::RawValue;
-use std::{sync::Arc, time::Duration};
+use std::{num::NonZeroU32, sync::Arc, time::Duration};
 use tokio::{sync::OwnedSemaphorePermit, time::Instant};
 
 /// Bodies up to this size are studied in place, if counting them is little work: it takes less than handing
@@ -38,6 +39,8 @@ pub struct Studied {
     pub entry: Entry,
     /// The body for the server.
     pub outgoing: Bytes,
+    /// The same with token ids, for servers that take them.
+    ids_body: Option<Bytes>,
     /// The caller wants a stream.
     stream: bool,
     include_usage: bool,
@@ -58,6 +61,8 @@ pub struct Studied {
     counted_in: Duration,
     /// The server should count the same: no token ids, no field that changes the input behind our back.
     comparable: bool,
+    /// Hashes of the prompt's blocks, where the operator wants them and it is counted here.
+    prefix: Option<PrefixBlocks>,
     /// Bytes of the input itself, for an estimate.
     text_bytes: usize,
     /// It asks for filling in: each server builds that prompt itself, and counts only half of it.
@@ -141,18 +146,43 @@ impl Broker {
         allowance: Allowance,
     ) -> Result<Studied, Refusal> {
         let limits = FieldLimits { choices_max: live.settings.limits.choices_max };
-        let request = Request::parse(route, body, limits)?;
+        let mut request = Request::parse(route, body, limits)?;
         let entry = self.authorise(tenant, &request.model)?;
-        let outgoing = outgoing::body(&request, entry.model.as_str());
         let counter = self.counter_of(live, &entry.model);
         let believed =
             counter.as_ref().is_some_and(|counter| self.trust.believes(&entry.model, counter));
         let fills_in = fills_in(&request);
         let begun = Instant::now();
-        let local = counter.as_ref().map(|counter| match fills_in {
-            true => Err(CountError::NotAvailable("'suffix' asks for filling in".to_owned())),
-            false => counter.count(route, &request.fields, allowance),
+        let checked = spelling::check(counter.as_deref(), route, &request.fields, allowance)?;
+        let deferred = checked.is_none();
+        let mended = checked.unwrap_or_default();
+        spelling::replace(&mut request.fields, &mended);
+        let outgoing = outgoing::body(&request, entry.model.as_str());
+        let wants = Wants {
+            // What was mended is text that the caller did not write: it goes out as text. So does what a
+            // server counts otherwise.
+            ids: mended.is_empty()
+                && believed
+                && live.settings.servers.iter().any(|server| server.send_token_ids)
+                && self.dispatch.takes_ids(&entry.model, route),
+            block_tokens: self.block_tokens(live, &entry),
+        };
+        let read = counter.as_ref().map(|counter| {
+            if deferred {
+                return Err(CountError::Deferred);
+            }
+            if fills_in {
+                return Err(CountError::NotAvailable("'suffix' asks for filling in".to_owned()));
+            }
+            counter.read(route, &request.fields, allowance, wants)
         });
+        let (local, prefix, ids) = match read {
+            Some(Ok(read)) => (Some(Ok(read.tokens)), read.prefix, read.ids),
+            Some(Err(error)) => (Some(Err(error)), None, None),
+            None => (None, None, None),
+        };
+        let model = entry.model.as_str();
+        let ids_body = ids.map(|ids| outgoing::body_with_ids(&request, model, &ids));
         let counted_in = begun.elapsed();
         let text_bytes = match (&counter, &local) {
             (_, Some(Ok(_))) if believed => 0,
@@ -167,6 +197,7 @@ impl Broker {
         Ok(Studied {
             route,
             outgoing,
+            ids_body,
             stream: request.stream,
             include_usage: request.include_usage,
             max_tokens: request.max_tokens,
@@ -179,10 +210,19 @@ impl Broker {
             local,
             counted_in,
             comparable: is_comparable(&request),
+            prefix,
             text_bytes,
             fills_in,
             entry,
         })
+    }
+
+    /// The size of the blocks to hash, if any.
+    fn block_tokens(&self, live: &Live, entry: &Entry) -> Option<NonZeroU32> {
+        /// vLLM's own default.
+        const USUAL: NonZeroU32 = NonZeroU32::MIN.saturating_add(15);
+        let told = || self.dispatch.block_tokens(&entry.model).and_then(NonZeroU32::new);
+        live.settings.tokens.prefix_blocks.then(|| told().unwrap_or(USUAL))
     }
 
     pub(super) fn authorise(&self, tenant: &Tenant, model: &ModelName) -> Result<Entry, Refusal> {
@@ -306,6 +346,18 @@ impl Studied {
         Err(Refusal::new(Reason::ContextTooLong, text).param(param))
     }
 
+    /// Writes the prompt's blocks to the log. Their hashes tell nothing of the text but what it shares.
+    pub(super) fn log_prefix(&self, id: &RequestId) {
+        let Some(prefix) = &self.prefix else { return };
+        tracing::debug!(
+            request = id.as_str(),
+            block_tokens = prefix.block_tokens,
+            blocks = prefix.hashes.len(),
+            last = prefix.hashes.last().map(|hash| format!("{hash:016x}")),
+            "prefix blocks"
+        );
+    }
+
     /// Sequences that it runs at once on a server.
     pub(super) fn sequences(&self) -> u32 {
         u32::try_from(self.answers).unwrap_or(u32::MAX)
@@ -384,6 +436,7 @@ impl Studied {
             route: self.route,
             stream: self.stream,
             body: self.outgoing,
+            ids_body: self.ids_body,
             relay,
             content_by: None,
             limits,

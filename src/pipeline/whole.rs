@@ -266,6 +266,7 @@ mod tests {
             route,
             stream: false,
             body: Bytes::new(),
+            ids_body: None,
             relay: settings.relay,
             content_by: None,
             limits: settings.limits,

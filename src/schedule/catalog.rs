@@ -123,6 +123,7 @@ mod tests {
             context_window: None,
             expected_output: Tokens(1),
             template_variables: BTreeMap::new(),
+            special_tokens: crate::config::SpecialTokens::Refuse,
         };
         let catalog = Catalog::build(&[model], &[server("a", Some(8192)), server("b", Some(4096))]);
         let entry = catalog.find(&"gpt-small".into()).unwrap();

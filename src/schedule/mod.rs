@@ -164,7 +164,11 @@ mod tests {
         Room {
             usable: true,
             models: vec![ServedModel { name: "m".into(), context_window: None }],
-            capacity: Capacity { kv_tokens: Some(Tokens(kv)), max_running: Some(4) },
+            capacity: Capacity {
+                kv_tokens: Some(Tokens(kv)),
+                max_running: Some(4),
+                ..Capacity::default()
+            },
             placed_tokens: Tokens(placed_tokens),
             placed,
             ..Room::new(id.into())

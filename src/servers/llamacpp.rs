@@ -59,6 +59,7 @@ pub fn props(page: &[u8]) -> Option<Props> {
         capacity: Capacity {
             kv_tokens: context.map(Tokens),
             max_running: Some(u32::try_from(slots).unwrap_or(u32::MAX)),
+            block_tokens: None,
         },
         version: version.filter(|version| !version.is_empty()).map(str::to_owned),
         model_path: openai::text_at(&page, "/model_path"),
@@ -175,7 +176,8 @@ mod tests {
             "total_slots":4,"model_path":"/m/a.gguf","chat_template":"{{ x }}",
             "build_info":"b9000-0c1e570","is_sleeping":true}"#;
         let props = props(page).unwrap();
-        let room = Capacity { kv_tokens: Some(Tokens(8192)), max_running: Some(4) };
+        let room =
+            Capacity { kv_tokens: Some(Tokens(8192)), max_running: Some(4), block_tokens: None };
         assert_eq!(props.capacity, room);
         assert_eq!(props.version.as_deref(), Some("b9000-0c1e570"));
         assert_eq!(props.model_path.as_deref(), Some("/m/a.gguf"));

@@ -100,6 +100,11 @@ pub trait ModelServer: Send + Sync + 'static {
     /// Which program it is.
     fn kind(&self) -> ServerKind;
 
+    /// Whether a call of this route should bring token ids instead of text.
+    fn takes_ids(&self, _route: Route) -> bool {
+        false
+    }
+
     /// Sends one call and waits for the head of the answer.
     ///
     /// Dropping the future aborts the call at once.

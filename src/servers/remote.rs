@@ -49,6 +49,8 @@ pub struct Remote {
     client: Client,
     /// The operator's word on models; empty takes the server's.
     names: Vec<ModelName>,
+    /// The operator wants it to get token ids.
+    send_ids: bool,
     /// The operator's word on capacity; `None` takes the server's.
     fixed: Capacity,
     /// Time for the health page, and again for all other pages of a round.
@@ -105,7 +107,12 @@ impl Remote {
             kind: server.kind,
             client: Client::new(host.clone(), *port, prefix.clone(), key, limits),
             names: server.models.clone(),
-            fixed: Capacity { kv_tokens: server.kv_tokens, max_running: server.max_running },
+            send_ids: server.send_token_ids,
+            fixed: Capacity {
+                kv_tokens: server.kv_tokens,
+                max_running: server.max_running,
+                block_tokens: None,
+            },
             limit,
             seen: Mutex::new(Seen::default()),
         })
@@ -398,6 +405,7 @@ fn known(first: Capacity, second: Capacity) -> Capacity {
     Capacity {
         kv_tokens: first.kv_tokens.or(second.kv_tokens),
         max_running: first.max_running.or(second.max_running),
+        block_tokens: first.block_tokens.or(second.block_tokens),
     }
 }
 
@@ -432,6 +440,16 @@ impl ModelServer for Remote {
 
     fn kind(&self) -> ServerKind {
         self.kind
+    }
+
+    fn takes_ids(&self, route: Route) -> bool {
+        // vLLM and llama.cpp have no field for them on the chat route.
+        let takes = match self.kind {
+            ServerKind::Sglang => route != Route::Embeddings,
+            ServerKind::Vllm | ServerKind::LlamaCpp => route == Route::Completions,
+            ServerKind::OpenAi | ServerKind::Embedded => false,
+        };
+        self.send_ids && takes
     }
 
     fn send(&self, call: Call) -> Later<'_, Result<Answer, CallError>> {
@@ -472,6 +490,7 @@ mod tests {
             models: Vec::new(),
             kv_tokens: None,
             max_running: None,
+            send_token_ids: false,
         }
     }
 
@@ -595,7 +614,8 @@ mod tests {
         told.max_running = Some(3);
         let state = remote(&told).observe(&unknown(ServerKind::Vllm)).await;
         assert_eq!(state.models, [model("mine", Some(4096))]);
-        let fixed = Capacity { kv_tokens: Some(Tokens(9)), max_running: Some(3) };
+        let fixed =
+            Capacity { kv_tokens: Some(Tokens(9)), max_running: Some(3), block_tokens: None };
         assert_eq!(state.capacity, fixed);
         staged.page("/health", 503, "");
         let state = remote(&told).observe(&unknown(ServerKind::Vllm)).await;
@@ -629,7 +649,8 @@ mod tests {
         staged.page("/ready", 200, "");
         let state = remote.observe(&starting).await;
         assert_eq!((state.health, state.load.running), (Health::Up, Some(1)));
-        let capacity = Capacity { kv_tokens: Some(Tokens(500)), max_running: Some(8) };
+        let capacity =
+            Capacity { kv_tokens: Some(Tokens(500)), max_running: Some(8), block_tokens: None };
         assert_eq!(state.capacity, capacity);
         assert_eq!(state.version.as_deref(), Some("0.5.23"));
     }

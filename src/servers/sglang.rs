@@ -6,7 +6,7 @@ use super::{
     openai::{self, Count},
 };
 use crate::{
-    snapshot::{Capacity, Load},
+    snapshot::{BLOCK_TOKENS_MAX, Capacity, Load},
     units::Tokens,
 };
 use serde_json::{Map, Value};
@@ -45,6 +45,7 @@ pub fn loads(page: &[u8]) -> Option<(Load, Capacity)> {
     let capacity = Capacity {
         kv_tokens: sum("max_total_num_tokens").filter(|&room| room > 0).map(Tokens),
         max_running: sum("max_running_requests").filter(|&most| most > 0).map(fits),
+        block_tokens: None,
     };
     let told = !openai::told_nothing(&load) || capacity != Capacity::default();
     told.then_some((load, capacity))
@@ -113,6 +114,11 @@ pub fn info(page: &[u8]) -> Option<Info> {
     let capacity = Capacity {
         kv_tokens: room.map(|room| Tokens(room.saturating_mul(ranks))),
         max_running: most.map(|most| u32::try_from(most).unwrap_or(u32::MAX)),
+        block_tokens: page
+            .get("page_size")
+            .and_then(openai::positive)
+            .and_then(|size| u32::try_from(size).ok())
+            .filter(|size| *size <= BLOCK_TOKENS_MAX),
     };
     let version = page.get("version").and_then(Value::as_str).map(str::to_owned);
     let source = ["/tokenizer_path", "/model_path"];
@@ -184,7 +190,8 @@ mod tests {
         let (load, capacity) = loads(page).unwrap();
         assert_eq!((load.running, load.waiting), (Some(6), Some(1)));
         assert!((load.kv_used_ratio.unwrap() - 0.2).abs() < 1e-9);
-        let whole = Capacity { kv_tokens: Some(Tokens(4000)), max_running: Some(64) };
+        let whole =
+            Capacity { kv_tokens: Some(Tokens(4000)), max_running: Some(64), block_tokens: None };
         assert_eq!(capacity, whole);
     }
 
@@ -214,12 +221,17 @@ sglang:token_usage{model_name="m",tp_rank="0",dp_rank="1"} 0.4
 
     #[test]
     fn info_speaks_for_one_rank() {
-        let page = br#"{"version":"0.5.23","model_path":"m","dp_size":2,"api_key":"secret",
+        let page =
+            br#"{"version":"0.5.23","model_path":"m","dp_size":2,"api_key":"secret","page_size":64,
             "max_total_num_tokens":5000,
             "internal_states":[{"effective_max_running_requests_per_dp":16}]}"#;
         let info = info(page).unwrap();
         assert_eq!(info.version.as_deref(), Some("0.5.23"));
-        let whole = Capacity { kv_tokens: Some(Tokens(10_000)), max_running: Some(32) };
+        let whole = Capacity {
+            kv_tokens: Some(Tokens(10_000)),
+            max_running: Some(32),
+            block_tokens: Some(64),
+        };
         assert_eq!(info.capacity, whole);
         assert_eq!(info.source.as_deref(), Some("m"));
         let apart = br#"{"max_total_num_tokens":1,"model_path":"m","tokenizer_path":"/t"}"#;

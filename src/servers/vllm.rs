@@ -6,7 +6,7 @@ use super::{
     openai::{self, Count},
 };
 use crate::{
-    snapshot::{Capacity, Load},
+    snapshot::{BLOCK_TOKENS_MAX, Capacity, Load},
     units::Tokens,
 };
 use serde_json::{Map, Value};
@@ -67,7 +67,17 @@ pub fn capacity(page: &str) -> Capacity {
         .filter(|sample| sample.name == "vllm:cache_config_info")
         .filter_map(|sample| cache_size(&sample))
         .reduce(Tokens::plus);
-    Capacity { kv_tokens, max_running: None }
+    Capacity { kv_tokens, max_running: None, block_tokens: block_tokens(page) }
+}
+
+/// The size of a block, if all engines have the same.
+fn block_tokens(page: &str) -> Option<u32> {
+    let mut sizes = exposition::samples(page)
+        .filter(|sample| sample.name == "vllm:cache_config_info")
+        .map(|sample| sample.label_number("block_size"));
+    let size = sizes.next().flatten()?;
+    let fits = (1.0..=f64::from(BLOCK_TOKENS_MAX)).contains(&size) && size.fract() == 0.0;
+    (fits && sizes.all(|other| other == Some(size))).then(|| openai::whole(size))
 }
 
 /// `kv_cache_size_tokens` is right for every model; blocks times their size only where all layers
@@ -191,6 +201,9 @@ vllm:cache_config_info{block_size="16",engine="1",kv_cache_size_tokens="None",nu
         assert_eq!((load.running, load.waiting), (Some(8), Some(2)));
         assert_eq!(load.kv_used_ratio, Some(0.5));
         assert_eq!(capacity(PAGE).kv_tokens, Some(Tokens(100_000 + 16_000)));
+        assert_eq!(capacity(PAGE).block_tokens, Some(16));
+        let mixed = PAGE.replacen("block_size=\"16\"", "block_size=\"32\"", 1);
+        assert_eq!(capacity(&mixed).block_tokens, None, "engines differ");
         assert!(!asleep(PAGE));
     }
 
@@ -211,7 +224,8 @@ vllm:cache_config_info{block_size="16",engine="1",kv_cache_size_tokens="None",nu
                     vllm:cache_config_info{block_size=\"16\",num_gpu_blocks=\"None\"} 1\n";
         assert_eq!(load(page).kv_used_ratio, Some(0.4));
         assert_eq!(load(page).running, None);
-        assert_eq!(capacity(page), Capacity::default());
+        let blocks = Capacity { block_tokens: Some(16), ..Capacity::default() };
+        assert_eq!(capacity(page), blocks);
     }
 
     #[test]

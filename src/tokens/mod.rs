@@ -7,9 +7,11 @@ use crate::units::Tokens;
 use serde_json::{Map, Value, json};
 use std::{collections::BTreeMap, path::Path, path::PathBuf, sync::Arc};
 
+mod blocks;
 mod content;
 mod engine;
 mod files;
+mod forgery;
 mod gguf;
 #[cfg(test)]
 mod gguf_reference_tests;
@@ -18,6 +20,7 @@ mod gguf_split;
 mod gguf_tests;
 mod gguf_tokens;
 mod gguf_vocab;
+mod harmless;
 mod jinja;
 pub mod locate;
 mod memo;
@@ -28,16 +31,22 @@ mod python;
 mod ranked;
 #[cfg(test)]
 mod ranked_tests;
+mod seams;
 mod sentencepiece;
+mod spelling;
+mod strings;
 mod tekken;
 mod template;
 mod tiktoken;
 mod unspellable;
 mod vocabulary;
 
+pub use blocks::{BlockRule, PrefixBlocks};
+pub use forgery::{Checked, Spelled};
 pub use memo::{Allowance, CACHE_BYTES, CacheUse};
 pub use profile::Profile;
 
+use forgery::Guard;
 use jinja::Value as Rendered;
 use memo::{Memo, Sum};
 use messages::{Ending, Prepared, Wants};
@@ -48,6 +57,7 @@ use vocabulary::Vocabulary;
 /// second and 100 MB), shared by `Arc`; every method may be called from any thread.
 pub struct ModelFiles {
     memo: Arc<Memo>,
+    guard: Guard,
     chat: Chat,
     clock: Clock,
     /// Special tokens by the name that templates know them by.
@@ -144,7 +154,9 @@ impl ModelFiles {
         let inner = folder.config.get("text_config").and_then(Value::as_object);
         let context_window = window(&folder.config).or_else(|| window(inner?)).map(Tokens);
         let clock = Clock::default();
+        let templates = folder.templates.values().map(String::as_str);
         let mut files = Self {
+            guard: Guard::new(vocabulary.added_tokens(), templates),
             chat: Chat::load(&folder.templates, &clock, &named_tokens),
             memo: Arc::new(Memo::new(vocabulary, CACHE_BYTES)),
             clock,

@@ -222,6 +222,11 @@ impl Profile {
         self.rules.other_apis
     }
 
+    /// Whether these are the rules of a kind of server.
+    pub fn is_of(&self, kind: ServerKind) -> bool {
+        self.rules == Self::of(kind).rules
+    }
+
     /// What the transformers library does by itself. The measure that counts are checked against.
     pub fn reference() -> Self {
         Self::with_rules(REFERENCE)

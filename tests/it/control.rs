@@ -335,7 +335,10 @@ async fn tokens_counts_what_the_daemon_counts() {
         serde_json::from_str::<Value>(&out).unwrap()
     };
     let setup = Setup {
-        rest: format!("[[servers]]\nname = \"demo\"\nkind = \"embedded\"\nfolder = \"{folder}\"\n"),
+        rest: format!(
+            "[[models]]\nname = \"demo-chat\"\nspecial_tokens = \"pass\"\n\
+             [[servers]]\nname = \"demo\"\nkind = \"embedded\"\nfolder = \"{folder}\"\n"
+        ),
         ..Setup::default()
     };
     let daemon = setup.start().await;

@@ -6,10 +6,13 @@
 
 use berthd::{
     api::json,
-    tokens::{Allowance, CountError, ModelFiles, Profile},
+    tokens::{Allowance, BlockRule, CountError, ModelFiles, Profile},
 };
 use serde_json::{Map, Value, json as value};
-use std::path::{Path, PathBuf};
+use std::{
+    num::NonZeroU32,
+    path::{Path, PathBuf},
+};
 
 /// Conversations for each family unless the environment says otherwise.
 const CASES: usize = 400;
@@ -219,4 +222,32 @@ fn remembered_parts_add_up_to_the_whole() {
         assert!(used.hits > 0, "{family}: remembering never helped");
         assert!(used.bytes <= berthd::tokens::CACHE_BYTES);
     }
+}
+
+/// The hashes are those of the whole prompt's ids, whatever was remembered of it.
+#[test]
+fn blocks_come_out_of_the_same_pass() {
+    let rule =
+        BlockRule { block_tokens: NonZeroU32::new(8).expect("not zero"), adapter: "", salt: "" };
+    let mut dice = Dice(0xb10c);
+    let mut hashed = 0;
+    for (family, folder) in families() {
+        let files = ModelFiles::load(&folder).unwrap_or_else(|error| panic!("{family}: {error}"));
+        let profile = Profile::reference();
+        for _ in 0..20 {
+            let messages = conversation(&mut dice);
+            for length in 1..=messages.len() {
+                let body = request(&mut dice, &messages[..length]);
+                let Ok(ids) = files.chat_ids(&profile, &body) else { continue };
+                let text = Value::Object(body).to_string();
+                let fields = json::open(text.as_bytes()).expect("valid JSON");
+                let counted = files.count_blocks(&profile, &fields, Allowance::Whole, &rule);
+                let (tokens, blocks) = counted.unwrap_or_else(|error| panic!("{family}: {error}"));
+                assert_eq!(tokens.get(), ids.len() as u64, "{family}: {text}");
+                assert_eq!(blocks, rule.blocks(&ids), "{family}: {text}");
+                hashed += blocks.hashes.len();
+            }
+        }
+    }
+    assert!(hashed > 1000, "{hashed}");
 }

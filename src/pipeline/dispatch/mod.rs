@@ -18,7 +18,7 @@ use crate::{
     ids::{ModelName, ServerId, TenantId, Tier},
     queue::Queue,
     schedule::{Room, breaker::Breaker, catalog::Catalog},
-    servers::ModelServer,
+    servers::{ModelServer, Route},
     snapshot::{Health, ServerState},
     units::Tokens,
 };
@@ -266,6 +266,25 @@ impl Dispatch {
     /// A server, if it is here.
     pub fn server(&self, id: &ServerId) -> Option<Arc<dyn ModelServer>> {
         self.lock().berths.get(id).map(|berth| Arc::clone(&berth.server))
+    }
+
+    /// Whether any server of this model should get token ids.
+    pub fn takes_ids(&self, model: &ModelName, route: Route) -> bool {
+        let state = self.lock();
+        state.berths.values().any(|berth| {
+            berth.server.takes_ids(route)
+                && berth.state.models.iter().any(|served| served.name == *model)
+        })
+    }
+
+    /// Tokens in a block of the cache of this model's servers, as they tell it; the smallest of several.
+    pub fn block_tokens(&self, model: &ModelName) -> Option<u32> {
+        let state = self.lock();
+        let serving = state
+            .berths
+            .values()
+            .filter(|berth| berth.state.models.iter().any(|served| served.name == *model));
+        serving.filter_map(|berth| berth.state.capacity.block_tokens).min()
     }
 
     /// What an answer of this model is expected to need.

@@ -51,7 +51,11 @@ fn reading(id: &str, health: Health, kv: u64, max_running: u32) -> ServerState {
     ServerState {
         health,
         models: vec![ServedModel { name: "m".into(), context_window: None }],
-        capacity: Capacity { kv_tokens: Some(Tokens(kv)), max_running: Some(max_running) },
+        capacity: Capacity {
+            kv_tokens: Some(Tokens(kv)),
+            max_running: Some(max_running),
+            ..Capacity::default()
+        },
         read_at: Some(Instant::now()),
         ..ServerState::unknown(id.into(), ServerKind::OpenAi)
     }

@@ -77,12 +77,15 @@ impl Search {
         let ours = live.settings.servers.iter().any(|known| known.name == server);
         let reported = reported.filter(|_| ours);
         let variables = variables(live, &model);
+        let known = live.settings.models.iter().find(|known| known.name == model);
+        let special_tokens = known.map(|known| known.special_tokens).unwrap_or_default();
         let (find, name) = (self.find, model.clone());
         self.whose = Some(model);
         self.task.spawn_blocking(move || {
             let (files, folder) = load(find, &name, kind, reported.as_deref())?;
             let profile = Profile::with_files(kind, &files).with_variables(variables);
-            Some(Counter::new(Arc::new(files), profile).at(folder, true))
+            let counter = Counter::new(Arc::new(files), profile).at(folder, true);
+            Some(counter.guarding(special_tokens))
         });
     }
 

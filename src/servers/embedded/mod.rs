@@ -199,6 +199,7 @@ impl ModelServer for Embedded {
             capacity: Capacity {
                 kv_tokens: Some(Tokens(window.get().saturating_mul(u64::from(self.max_running)))),
                 max_running: Some(self.max_running),
+                block_tokens: None,
             },
             version: Some(env!("CARGO_PKG_VERSION").to_owned()),
             read_at: Some(Instant::now()),

@@ -4,7 +4,7 @@ use crate::tokens::python::is_space;
 
 /// One token.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) enum Token {
+pub(in crate::tokens) enum Token {
     /// Text between tags.
     Data(String),
     /// `{{`
@@ -42,7 +42,7 @@ enum Tag {
 }
 
 /// Cuts a template. The error is a sentence.
-pub(super) fn tokens(source: &str) -> Result<Vec<Token>, String> {
+pub(in crate::tokens) fn tokens(source: &str) -> Result<Vec<Token>, String> {
     // Line ends are made equal before; the last one is not part of the template.
     let source = source.strip_suffix('\n').unwrap_or(source);
     let mut lexer = Lexer { rest: source, line_starting: true, tokens: Vec::new() };

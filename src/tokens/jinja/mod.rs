@@ -33,6 +33,7 @@ mod turns;
 mod value;
 
 pub(super) use ast::Program;
+pub(super) use lexer::{Token, tokens};
 pub(super) use machine::{Limits, Rendered, render};
 pub(super) use parser::parse;
 pub(super) use turns::Memory;

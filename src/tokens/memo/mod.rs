@@ -208,7 +208,8 @@ impl ModelFiles {
         self.memo.used()
     }
 
-    fn prompt(
+    /// Hands the ids of a chat request's prompt to `sink`.
+    pub(super) fn prompt(
         &self,
         profile: &Profile,
         fields: &Object<'_>,
