@@ -82,8 +82,19 @@ class Maker:
             body["tools"] = [tool]
         return body
 
+    def turns(self):
+        """A conversation in chat form: a system message or none, turns in text or parts, a question at the end."""
+        turns = [{"role": "system", "content": self.text()}] if self.random.random() < 0.4 else []
+        for _ in range(self.random.choice((0, 0, 1, 2, 4))):
+            turns.append({"role": "user", "content": self.text()})
+            turns.append({"role": "assistant", "content": self.text() or "so"})
+        parts = [{"type": "text", "text": self.text()} for _ in range(self.random.randint(1, 3))]
+        return [*turns, {"role": "user", "content": self.random.choice((self.text(), parts))}]
+
     def chat(self):
         """Tools as callers write them: keys in any order, some missing, some of their own."""
+        if self.random.random() < 0.5:
+            return {"model": MODEL, "messages": self.turns()}
         tools = []
         for name in ("weather", "time")[: self.random.randint(1, 2)]:
             function = {"name": name}
@@ -92,7 +103,7 @@ class Maker:
             keys = list(function)
             self.random.shuffle(keys)
             tools.append({"type": "function", "function": {key: function[key] for key in keys}})
-        return {"model": MODEL, "messages": [{"role": "user", "content": self.text()}], "tools": tools}
+        return {"model": MODEL, "messages": self.turns(), "tools": tools}
 
     def part(self):
         return {"type": "input_text", "text": self.text()}
@@ -125,13 +136,13 @@ class Maker:
         return body
 
 
-def asked(url, body):
+def asked(url, body, read=lambda answer: answer["input_tokens"]):
     """The server's own count; None where it refuses the request."""
     head = {"Content-Type": "application/json"}
     request = urllib.request.Request(url, json.dumps(body).encode(), head)
     try:
         with urllib.request.urlopen(request, timeout=30) as answer:
-            return json.load(answer)["input_tokens"]
+            return read(json.load(answer))
     except urllib.error.HTTPError as error:
         error.read()
         return None
@@ -146,6 +157,12 @@ def compare(llama, path, shape, route, bodies):
     wrong, refused, passed_on = [], 0, 0
     for body, answer in zip(bodies, ours):
         theirs = asked(llama.url + route, body)
+        if shape == "chat" and theirs is not None:
+            # What it bills when it runs.
+            run = {**body, "max_tokens": 1}
+            billed = asked(llama.url + "/v1/chat/completions", run, lambda told: told["usage"]["prompt_tokens"])
+            if billed is not None and billed != theirs:
+                raise Failed(f"the server bills {billed} and says {theirs}: {json.dumps(body)[:600]}")
         if theirs is None:
             refused += 1
         elif answer.get("source") != "exact":
@@ -171,7 +188,8 @@ def main():
                 ("responses", "/v1/responses/input_tokens", make.responses),
             ):
                 bodies = [one() for _ in range(REQUESTS)]
-                checks.check(f"llama.cpp counts {shape}", compare, llama, path, shape, route, bodies)
+                what = " and bills" if shape == "chat" else ""
+                checks.check(f"llama.cpp counts{what} {shape}", compare, llama, path, shape, route, bodies)
     checks.end("llama.cpp, other shapes")
 
 
