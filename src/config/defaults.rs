@@ -106,6 +106,9 @@ pub const fn carry_threads(cores: usize) -> usize {
 /// Hash each prompt's blocks.
 pub const PREFIX_BLOCKS: bool = false;
 
+/// Memory for counted parts of prompts, MiB.
+pub const TOKEN_CACHE_MAX_MIB: u64 = 64;
+
 /// How log lines look.
 pub const LOG_FORMAT: LogFormat = LogFormat::Text;
 /// Least urgent level that is written.

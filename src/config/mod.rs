@@ -155,6 +155,8 @@ pub struct TokenCounts {
     pub search: bool,
     /// Hash each prompt's blocks while it is counted.
     pub prefix_blocks: bool,
+    /// Memory for parts of prompts that were counted before, MiB, for each set of model files.
+    pub cache_max_mib: u64,
 }
 
 /// `[gpu]`

@@ -171,6 +171,7 @@ pub(super) fn tokens(section: &mut Section<'_>) -> TokenCounts {
     TokenCounts {
         search: section.flag("search", defaults::TOKENS_SEARCH),
         prefix_blocks: section.flag("prefix_blocks", defaults::PREFIX_BLOCKS),
+        cache_max_mib: section.number("cache_max_mib", defaults::TOKEN_CACHE_MAX_MIB, 1..=65_536),
     }
 }
 

@@ -7,13 +7,14 @@ use crate::{
         book::Key,
         pair::{Pair, Standing},
     },
+    tokens::CacheUse,
 };
 use prometheus_client::{
     encoding::EncodeLabelSet,
     metrics::{counter::Counter, family::Family},
     registry::{Registry, Unit},
 };
-use std::time::Duration;
+use std::{sync::atomic::Ordering, time::Duration};
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Source {
@@ -40,6 +41,17 @@ struct Probed {
     result: &'static str,
 }
 
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OfModel {
+    model: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct LookedUp {
+    model: String,
+    result: &'static str,
+}
+
 /// Seconds of one count: from a few messages in memory to a server that is asked.
 const COUNT_BOUNDS: &[f64] = &[
     0.000_01, 0.000_02, 0.000_05, 0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05,
@@ -53,6 +65,8 @@ pub(super) struct Counting {
     drifts: Family<OnServer, Counter>,
     probes: Family<Probed, Counter>,
     state: Family<InState, IntGauge>,
+    lookups: Family<LookedUp, Counter>,
+    held: Family<OfModel, IntGauge>,
 }
 
 impl Counting {
@@ -71,6 +85,12 @@ impl Counting {
                 "Rounds of counts that were asked of the server, by what came of them"
             ),
             state: family!(r, "token_count_state", "1 at what our own count is worth now"),
+            lookups: family!(
+                r,
+                "token_cache_lookups",
+                "Parts of prompts looked for among those counted before"
+            ),
+            held: family!(r, "token_cache", "Memory of counted parts", Unit::Bytes),
         }
     }
 
@@ -94,6 +114,23 @@ impl super::Metrics {
     /// A request's input was counted, and that took this long.
     pub fn counted(&self, source: &'static str, took: Duration) {
         self.counting.seconds.get_or_create(&Source { source }).observe(took.as_secs_f64());
+    }
+
+    /// What is remembered of counts, model by model. Models that share files share a memory.
+    pub fn set_caches(&self, used: impl Iterator<Item = (ModelName, CacheUse)>) {
+        self.counting.lookups.clear();
+        self.counting.held.clear();
+        for (model, used) in used {
+            let model = model.to_string();
+            for (result, count) in [("hit", used.hits), ("miss", used.misses)] {
+                let labels = LookedUp { model: model.clone(), result };
+                // The cache counts for itself.
+                let counter = self.counting.lookups.get_or_create(&labels);
+                counter.inner().store(count, Ordering::Relaxed);
+            }
+            let bytes = i64::try_from(used.bytes).unwrap_or(i64::MAX);
+            self.counting.held.get_or_create(&OfModel { model }).set(bytes);
+        }
     }
 
     /// An exact count was contradicted.

@@ -313,7 +313,7 @@ impl Counters {
         for (name, folder, kind) in folders_of(settings) {
             let files = match folders.get(&folder) {
                 Some(files) => Arc::clone(files),
-                None => match ModelFiles::load(&folder) {
+                None => match ModelFiles::load_with(&folder, settings.tokens.cache_max_mib << 20) {
                     Ok(files) => {
                         let files = Arc::new(files);
                         folders.insert(folder.clone(), Arc::clone(&files));
@@ -335,6 +335,11 @@ impl Counters {
             models.insert(name, Arc::new(counter.guarding(special_tokens)));
         }
         (Self { models }, problems)
+    }
+
+    /// All models with their counters.
+    pub fn iter(&self) -> impl Iterator<Item = (ModelName, Arc<Counter>)> + '_ {
+        self.models.iter().map(|(model, counter)| (model.clone(), Arc::clone(counter)))
     }
 
     /// The counter of a model, if its files are here.

@@ -104,6 +104,11 @@ impl Broker {
     /// The metrics page as it is now.
     pub fn metrics_page(&self, gpus: &GpuPlane) -> String {
         let (waiting, servers) = (self.dispatch.waiting(), self.dispatch.servers());
+        let live = self.live.load();
+        let caches = live.counters.iter().chain(self.trust.all_found());
+        self.books
+            .metrics
+            .set_caches(caches.map(|(model, counter)| (model, counter.files().cache_use())));
         self.books.metrics.page_with(&waiting, &servers, &self.trust.pairs(), gpus)
     }
 

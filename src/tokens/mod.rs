@@ -135,6 +135,14 @@ impl ModelFiles {
     /// Loads a folder with `tokenizer.json` and, for chat, a template; or a GGUF file, named itself or the
     /// only one of its folder. Blocks for up to some seconds.
     pub fn load(folder: &Path) -> Result<Self, LoadError> {
+        Self::load_with(folder, CACHE_BYTES)
+    }
+
+    /// As [`ModelFiles::load`]; what was counted before takes at most about `cache_bytes`.
+    ///
+    /// # Errors
+    /// As [`LoadError`].
+    pub fn load_with(folder: &Path, cache_bytes: u64) -> Result<Self, LoadError> {
         let folder = files::Folder::read(folder)?;
         let named_tokens: BTreeMap<String, String> =
             vocabulary::named_tokens(&folder.tokenizer_config)
@@ -158,7 +166,7 @@ impl ModelFiles {
         let mut files = Self {
             guard: Guard::new(vocabulary.added_tokens(), templates),
             chat: Chat::load(&folder.templates, &clock, &named_tokens),
-            memo: Arc::new(Memo::new(vocabulary, CACHE_BYTES)),
+            memo: Arc::new(Memo::new(vocabulary, cache_bytes)),
             clock,
             named_tokens,
             added,

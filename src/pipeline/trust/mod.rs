@@ -64,6 +64,12 @@ impl Trust {
         self.found.load().get(model).cloned()
     }
 
+    /// All models whose files were found.
+    pub fn all_found(&self) -> Vec<(ModelName, Arc<Counter>)> {
+        let found = self.found.load();
+        found.iter().map(|(model, counter)| (model.clone(), Arc::clone(counter))).collect()
+    }
+
     /// The server to ask for its count of a model's input: rather one that we cannot count for, and none
     /// that cannot count.
     pub fn who_counts(

@@ -80,9 +80,10 @@ impl Search {
         let known = live.settings.models.iter().find(|known| known.name == model);
         let special_tokens = known.map(|known| known.special_tokens).unwrap_or_default();
         let (find, name) = (self.find, model.clone());
+        let cache_bytes = live.settings.tokens.cache_max_mib << 20;
         self.whose = Some(model);
         self.task.spawn_blocking(move || {
-            let (files, folder) = load(find, &name, kind, reported.as_deref())?;
+            let (files, folder) = load(find, &name, kind, reported.as_deref(), cache_bytes)?;
             let profile = Profile::with_files(kind, &files).with_variables(variables);
             let counter = Counter::new(Arc::new(files), profile).at(folder, true);
             Some(counter.guarding(special_tokens))
@@ -169,9 +170,10 @@ fn load(
     model: &ModelName,
     kind: ServerKind,
     reported: Option<&str>,
+    cache_bytes: u64,
 ) -> Option<(ModelFiles, PathBuf)> {
     let folder = find(model, kind, reported)?;
-    match ModelFiles::load(&folder) {
+    match ModelFiles::load_with(&folder, cache_bytes) {
         Ok(files) => Some((files, folder)),
         Err(error) => {
             let (model, folder) = (model.as_str(), folder.display());

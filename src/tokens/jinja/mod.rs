@@ -37,7 +37,7 @@ pub(super) use lexer::{Token, tokens};
 pub(super) use machine::{Limits, Rendered, render};
 pub(super) use parser::parse;
 pub(super) use turns::Memory;
-pub(super) use value::{Dict, Later, Value, View};
+pub(super) use value::{Dict, Later, Maker, Value, View};
 
 /// Why a rendering ended early.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -100,8 +100,14 @@ pub(in crate::tokens) struct Dict {
 pub(in crate::tokens) struct Later {
     /// Equal for equal contents only.
     pub(in crate::tokens) key: Key,
-    /// Gives the entries, whose keys differ.
-    pub(in crate::tokens) make: Box<dyn Fn() -> Vec<(Value, Value)> + Send + Sync>,
+    /// Who makes it, and which of theirs it is.
+    pub(in crate::tokens) by: (Arc<dyn Maker>, usize),
+}
+
+/// Makes dicts when something looks into them.
+pub(in crate::tokens) trait Maker: Send + Sync {
+    /// The entries of one, whose keys differ.
+    fn make(&self, which: usize) -> Vec<(Value, Value)>;
 }
 
 /// A dict's entries in the order they were put in.
@@ -147,7 +153,8 @@ impl Deref for Dict {
 
     fn deref(&self) -> &Table {
         self.table.get_or_init(|| {
-            let entries = self.later.as_ref().map(|later| (later.make)());
+            let entries =
+                self.later.as_ref().map(|Later { by: (maker, which), .. }| maker.make(*which));
             Table::of_unique(entries.unwrap_or_default())
         })
     }

@@ -2,7 +2,7 @@
 
 use super::{CountError, keys};
 use crate::tokens::{
-    jinja::{Dict, Later, Value},
+    jinja::{Dict, Later, Maker, Value},
     messages::{self, Wants},
     profile::Rules,
     python,
@@ -18,6 +18,7 @@ use std::{
 struct Conversation {
     /// The caller's JSON text of the list.
     text: Box<str>,
+    places: Vec<Range<usize>>,
     rules: Rules,
     wants: Wants,
     failed: Arc<OnceLock<CountError>>,
@@ -64,27 +65,33 @@ pub(super) fn list(
     wants: Wants,
     failed: &Arc<OnceLock<CountError>>,
 ) -> Value {
-    let text = outline.text.into();
-    let all = Arc::new(Conversation { text, rules, wants, failed: Arc::clone(failed) });
-    let turn = |place: &Range<usize>| {
+    let maker: Arc<dyn Maker> = Arc::new(Conversation {
+        text: outline.text.into(),
+        places: outline.places.clone(),
+        rules,
+        wants,
+        failed: Arc::clone(failed),
+    });
+    let turn = |(which, place): (usize, &Range<usize>)| {
         let key = keys::of(outline.text.as_bytes().get(place.clone()).unwrap_or_default());
-        let (all, place) = (Arc::clone(&all), place.clone());
-        let make = Box::new(move || all.entries(place.clone()));
-        Value::Dict(Arc::new(Dict::later(Later { key, make })))
+        Value::Dict(Arc::new(Dict::later(Later { key, by: (Arc::clone(&maker), which) })))
     };
-    Value::from(outline.places.iter().map(turn).collect::<Vec<_>>())
+    Value::from(outline.places.iter().enumerate().map(turn).collect::<Vec<_>>())
 }
 
-impl Conversation {
-    /// The prepared message's entries.
-    fn entries(&self, place: Range<usize>) -> Vec<(Value, Value)> {
-        self.prepare(place).unwrap_or_else(|error| {
+impl Maker for Conversation {
+    fn make(&self, which: usize) -> Vec<(Value, Value)> {
+        self.prepare(which).unwrap_or_else(|error| {
             let _ = self.failed.set(error);
             Vec::new()
         })
     }
+}
 
-    fn prepare(&self, place: Range<usize>) -> Result<Vec<(Value, Value)>, CountError> {
+impl Conversation {
+    /// The entries of a prepared message.
+    fn prepare(&self, which: usize) -> Result<Vec<(Value, Value)>, CountError> {
+        let place = self.places.get(which).cloned().unwrap_or_default();
         let text = self.text.get(place).unwrap_or_default();
         let message: Map<String, Json> =
             serde_json::from_str(text).map_err(|_| CountError::NoMessages)?;
