@@ -176,6 +176,14 @@ impl Broker {
             }
             counter.read(route, &request.fields, allowance, wants)
         });
+        // Words around images are counted once more, whole: not here if there are many.
+        const AROUND_MAX: usize = 8 * 1024;
+        let read = match read {
+            Some(Err(_)) if allowance == Allowance::Little && body.len() > AROUND_MAX => {
+                Some(Err(CountError::Deferred))
+            }
+            read => read,
+        };
         let (local, prefix, ids) = match read {
             Some(Ok(read)) => (Some(Ok(read.tokens)), read.prefix, read.ids),
             Some(Err(error)) => (Some(Err(error)), None, None),

@@ -33,14 +33,14 @@ pub(super) enum Engine {
 impl Engine {
     /// Builds the fast engine if it can run this file, else the classic one.
     pub(super) fn load(file: Value) -> Result<Self, String> {
-        let fast = fast(file.clone()).and_then(|engine| {
+        let fast = unpanicked(|| fast(file.clone())).and_then(|engine| {
             // A pattern that it does not know shows only when text comes.
             engine.with_ids(TRIAL, false, |_| ()).map_err(|error| error.to_string())?;
             Ok(engine)
         });
         fast.or_else(|why| {
             tracing::debug!(why, "the fast tokenizer cannot run this file; taking the classic one");
-            classic(&file).map_err(|error| error.to_string())
+            unpanicked(|| classic(&file).map_err(|error| error.to_string()))
         })
     }
 
@@ -55,8 +55,10 @@ impl Engine {
         let fast = match self {
             Self::Fast(fast) => fast,
             Self::Classic(classic) => {
-                let encoded = classic.encode_fast(text, add_special);
-                return encoded.map(|ids| read(ids.get_ids())).map_err(|e| failed(e.to_string()));
+                let encoded = unpanicked(|| {
+                    classic.encode_fast(text, add_special).map_err(|error| error.to_string())
+                });
+                return encoded.map(|ids| read(ids.get_ids())).map_err(failed);
             }
         };
         let options = EncodeOptions {
@@ -68,12 +70,14 @@ impl Engine {
         };
         IDS.with_borrow_mut(|ids| {
             ids.clear();
-            let encoded = fast.encode_into(text, &options, ids);
+            let encoded = unpanicked(|| {
+                fast.encode_into(text, &options, ids).map_err(|error| error.to_string())
+            });
             let result = encoded.map(|()| read(PipelineToken::cast_slice(ids)));
             if ids.capacity() > KEPT_IDS_MAX {
                 *ids = Vec::new();
             }
-            result.map_err(|error| failed(error.to_string()))
+            result.map_err(failed)
         })
     }
 }
@@ -106,6 +110,12 @@ impl Engine {
             Self::Classic(classic) => classic.id_to_token(id),
         }
     }
+}
+
+/// Runs what a tokenizer library does: some odd files make it panic, at load or at some text.
+fn unpanicked<T>(run: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
+    let ran = std::panic::catch_unwind(std::panic::AssertUnwindSafe(run));
+    ran.unwrap_or_else(|_| Err("the tokenizer library panicked over it".to_owned()))
 }
 
 fn fast(mut file: Value) -> Result<Engine, String> {
@@ -146,6 +156,21 @@ mod tests {
         assert!(matches!(engine, Engine::Classic(_)));
         // Cut between a and b by the pattern, so the merge does not apply.
         assert_eq!(engine.with_ids("ab", false, <[u32]>::to_vec).unwrap(), [1, 2]);
+    }
+
+    /// Both libraries panic over some odd files; the daemon must not go down with them.
+    #[test]
+    fn files_that_libraries_panic_over_are_refused() {
+        let mut odd = file("[ab]");
+        odd["model"]["continuing_subword_prefix"] = json!("##");
+        odd["model"]["merges"] = json!(["a b"]);
+        let _ = Engine::load(odd);
+        let mut odd = file(r"\s+");
+        odd["added_tokens"] = json!([{"id": 9, "content": "\u{fb01}", "single_word": true, "lstrip": false,
+            "rstrip": false, "normalized": false, "special": true}]);
+        if let Ok(engine) = Engine::load(odd) {
+            let _ = engine.with_ids("x\u{fb01}x", false, <[u32]>::to_vec);
+        }
     }
 
     #[test]

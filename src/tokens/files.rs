@@ -223,6 +223,10 @@ fn read_bytes(path: &Path) -> Result<Option<Vec<u8>>, LoadError> {
     match fs::metadata(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(told(error)),
+        // A pipe would be waited for, for ever.
+        Ok(facts) if !facts.is_file() => {
+            return Err(LoadError::Unreadable(path.to_owned(), "not a regular file".into()));
+        }
         Ok(facts) if facts.len() > FILE_BYTES_MAX => {
             return Err(LoadError::Unreadable(path.to_owned(), "the file is too large".into()));
         }

@@ -183,13 +183,29 @@ impl ModelFiles {
         Ok(if mended.is_empty() { Checked::Clean } else { Checked::Mended(mended) })
     }
 
-    /// Compares the prompt's control tokens with those of the harmless conversation.
+    /// Compares the prompt's control tokens with those of the harmless conversation. What images cost is not
+    /// known here; what the words around them make is.
     fn forged(
         &self,
         profile: &Profile,
         fields: &Object<'_>,
         allowance: Allowance,
     ) -> Result<Option<Spelled>, CountError> {
+        if let Some(compared) = self.compared(profile, fields, allowance)? {
+            return Ok(compared);
+        }
+        let Some(text) = without_media(fields) else { return Ok(None) };
+        let Ok(words) = serde_json::from_str::<Object<'_>>(&text) else { return Ok(None) };
+        Ok(self.compared(profile, &words, allowance)?.flatten())
+    }
+
+    /// `None` where there is no prompt to compare.
+    fn compared(
+        &self,
+        profile: &Profile,
+        fields: &Object<'_>,
+        allowance: Allowance,
+    ) -> Result<Option<Option<Spelled>>, CountError> {
         let found = match self.controls(profile, fields, allowance) {
             Err(CountError::Deferred) => return Err(CountError::Deferred),
             // What cannot be rendered here is refused or asked about where it is counted.
@@ -208,15 +224,15 @@ impl ModelFiles {
         let expected = match self.controls(profile, &harmless, allowance) {
             Err(CountError::Deferred) => return Err(CountError::Deferred),
             // Then nothing shows that the prompt is what it should be.
-            Err(_) => return Ok(Some(Spelled { token: None, place: None })),
+            Err(_) => return Ok(Some(Some(Spelled { token: None, place: None }))),
             Ok(expected) => expected,
         };
         let more = |(id, count): (&u32, &usize)| *count > expected.get(id).copied().unwrap_or(0);
         let surplus = found.iter().find(|(id, count)| more((*id, *count)));
-        Ok(surplus.map(|(id, _)| Spelled {
+        Ok(Some(surplus.map(|(id, _)| Spelled {
             token: self.guard.spellings.name(*id).map(str::to_owned),
             place: None,
-        }))
+        })))
     }
 
     /// The control tokens of a request's prompt.
@@ -230,4 +246,20 @@ impl ModelFiles {
         self.prompt(profile, fields, allowance, &mut controls)?;
         Ok(controls.found)
     }
+}
+
+/// A request without the content parts that are no text; `None` if it has none of them.
+fn without_media(fields: &Object<'_>) -> Option<String> {
+    let mut body: Map<String, Value> = Map::new();
+    for (name, value) in &fields.0 {
+        body.insert(name.to_string(), serde_json::from_str(value.get()).ok()?);
+    }
+    let mut taken = false;
+    for message in body.get_mut("messages")?.as_array_mut()? {
+        let Some(Value::Array(parts)) = message.get_mut("content") else { continue };
+        let before = parts.len();
+        parts.retain(|part| part.get("text").is_some() || part.is_string());
+        taken |= parts.len() < before;
+    }
+    taken.then(|| Value::Object(body).to_string())
 }

@@ -1,7 +1,8 @@
 //! What text costs: exact input tokens of a request, from the files of its model.
 //!
 //! A conversation is prepared as its server prepares it, rendered through the model's own template and
-//! encoded with the model's own tokenizer, once, as a whole. Knows no server and no request queue.
+//! encoded with the model's own tokenizer; what was counted before is remembered. Knows no server and no
+//! request queue.
 
 use crate::units::Tokens;
 use serde_json::{Map, Value, json};

@@ -25,6 +25,11 @@ pub(super) fn char_count(text: &str) -> usize {
     if text.is_ascii() { text.len() } else { text.chars().count() }
 }
 
+/// Lists that hold one another many times over make endless texts.
+fn bounded(out: &str) -> Result<(), Stop> {
+    if out.len() > super::template::TEXT_BYTES_MAX { Err(Stop::TooLong) } else { Ok(()) }
+}
+
 /// `text.splitlines(keepends)`.
 pub(super) fn lines(text: &str, keep_ends: bool) -> Vec<&str> {
     let mut found = Vec::new();
@@ -64,6 +69,7 @@ pub(super) fn write_text(out: &mut String, value: &Value) -> Result<(), Stop> {
 
 /// Writes `repr(value)`.
 pub(super) fn write_repr(out: &mut String, value: &Value) -> Result<(), Stop> {
+    bounded(out)?;
     match value {
         Value::Undefined => out.push_str("Undefined"),
         Value::None => out.push_str("None"),
@@ -273,6 +279,7 @@ impl Dumps {
     }
 
     fn write(&self, out: &mut String, value: &Value, depth: usize) -> Result<(), Stop> {
+        bounded(out)?;
         match value {
             Value::None => out.push_str("null"),
             Value::Bool(flag) => out.push_str(if *flag { "true" } else { "false" }),

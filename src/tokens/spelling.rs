@@ -45,7 +45,11 @@ impl Spellings {
             let flag = |name: &str| token.get(name).and_then(Value::as_bool).unwrap_or(false);
             let text = token.get("content").and_then(Value::as_str).unwrap_or_default();
             // A single letter or white space is nobody's forgery.
-            if !flag("special") || text.len() < 2 || text.trim().is_empty() {
+            // Marks of turns are written so, and some files do not call them special.
+            let mark = [("<|", "|>"), ("<｜", "｜>")]
+                .iter()
+                .any(|(open, close)| text.starts_with(open) && text.ends_with(close));
+            if !(flag("special") || mark) || text.len() < 2 || text.trim().is_empty() {
                 continue;
             }
             let id = token.get("id").and_then(Value::as_u64).and_then(|id| u32::try_from(id).ok());

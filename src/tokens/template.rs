@@ -9,7 +9,7 @@ use std::sync::{Arc, OnceLock};
 
 /// Instructions one rendering may take. A message costs a template about a hundred, so this is some
 /// ten thousand messages and well under a second; a template that loops for ever ends here.
-const FUEL: u64 = 4_000_000;
+pub(super) const FUEL: u64 = 4_000_000;
 
 /// Bytes one rendering may produce. More could not be counted in reasonable time either.
 pub(super) const TEXT_BYTES_MAX: usize = 16 << 20;
@@ -79,9 +79,10 @@ impl Template {
         variables: &Value,
         key: Key,
         memory: &mut dyn Memory,
+        fuel: u64,
     ) -> Result<Rendered, CountError> {
         let now = || self.clock.now();
-        let limits = Limits { fuel: FUEL, now: &now };
+        let limits = Limits { fuel, now: &now };
         // Borrowed anew, for as short as the clock is.
         let memory: &mut dyn Memory = memory;
         let memory = Some((self.key ^ key, memory));
@@ -132,12 +133,43 @@ mod tests {
     }
 
     #[test]
+    fn a_macros_defaults_see_its_parameters_and_not_what_they_hide() {
+        let source = "{% macro m(a, b=x, x=23) %}{{ a }}|{{ b }}|{{ x }}{% endmacro %}{% set x = 42 %}{{ m(1) }} {{ m(1, x=7) }}";
+        assert_eq!(render(source).unwrap(), "1||23 1|7|7");
+    }
+
+    #[test]
     fn templates_without_end_are_stopped() {
         let endless =
             "{% for a in range(99999) %}{% for b in range(99999) %}x{% endfor %}{% endfor %}";
         assert!(matches!(render(endless), Err(CountError::TooCostly(_))));
         let huge = "{% for a in range(99999) %}{{ 'x' * 100000 }}{% endfor %}";
         assert!(matches!(render(huge), Err(CountError::TooCostly(_))));
+    }
+
+    /// Each of these ran for minutes or took gigabytes: there is no loop in them, or a short one.
+    #[test]
+    fn texts_and_lists_that_double_come_to_an_end() {
+        let doubling = |step: &str| {
+            format!(
+                "{{% set ns = namespace(s='aaaaaaaaaa', l=[1], t=[1]) %}}{{% for i in range(60) %}}{step}{{% endfor %}}{{{{ ns.s }}}}"
+            )
+        };
+        for source in [
+            doubling("{% set ns.s = ns.s + ns.s %}"),
+            doubling("{% set ns.s = [ns.s, ns.s] | join %}"),
+            doubling("{% set ns.s = ''.join([ns.s, ns.s]) %}"),
+            doubling("{% set ns.s = '%s%s' | format(ns.s, ns.s) %}"),
+            doubling("{% set ns.s = ns.s | replace('a', 'aa') %}"),
+            doubling("{% set ns.l = ns.l + ns.l %}"),
+            doubling("{% set ns.l = [ns.l, ns.l] %}") + "{{ ns.l | tojson }}",
+            doubling("{% set ns.l = [ns.l, ns.l] %}") + "{{ ns.l }}",
+            doubling("{% set ns.l = [ns.l, ns.l] %}{% set ns.t = [ns.t, ns.t] %}")
+                + "{{ ns.l == ns.t }}{{ 1 }}",
+        ] {
+            let ended = render(&source);
+            assert!(matches!(ended, Err(CountError::TooCostly(_))), "{source}: {ended:?}");
+        }
     }
 
     #[test]

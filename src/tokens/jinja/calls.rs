@@ -130,13 +130,15 @@ impl<'t> Machine<'t> {
             );
             return Err(Stop::Failed(told));
         }
+        // A default sees what was given and the defaults before it; those behind it have no value yet.
+        for (name, _, value) in &values {
+            self.set(inner, *name, value.clone().unwrap_or(Value::Undefined));
+        }
         for (name, default, value) in values {
-            let value = match (value, default) {
-                (Some(value), _) => value,
-                (None, Some(default)) => self.evaluate(default, inner)?,
-                (None, None) => Value::Undefined,
-            };
-            self.set(inner, name, value);
+            if let (None, Some(default)) = (value, default) {
+                let value = self.evaluate(default, inner)?;
+                self.set(inner, name, value);
+            }
         }
         let mut text = String::new();
         let ended = self.run(&called.body, inner, &mut text);

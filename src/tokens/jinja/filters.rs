@@ -132,7 +132,7 @@ pub(super) fn apply(name: &str, value: &Value, args: Args) -> Result<Value, Stop
                 value.as_ref().map(python::text).transpose().map(Option::unwrap_or_default)
             };
             let count = args::whole(count.as_ref())?.unwrap_or(-1);
-            methods::replaced(&python::text(value)?, &text(&old)?, &text(&new)?, count).into()
+            methods::replaced(&python::text(value)?, &text(&old)?, &text(&new)?, count)?.into()
         }
         "indent" => indent(value, args)?,
         "center" => {

@@ -8,7 +8,7 @@ use super::{
     ops::{self, Operator},
     value::{Seq, Value, View},
 };
-use crate::tokens::python;
+use crate::tokens::{python, template::TEXT_BYTES_MAX};
 use std::cmp::Ordering;
 
 /// `value|name(args)`
@@ -70,7 +70,8 @@ pub(super) fn apply(name: &str, value: &Value, args: Args) -> Result<Value, Stop
                     return Err(Stop::failed("unhashable type"));
                 }
                 if !seen.iter().any(|other| ops::same(other, &key)) {
-                    if seen.len() >= 4096 {
+                    // Each is compared with all before it.
+                    if seen.len() >= 256 {
                         return Err(Stop::Fuel);
                     }
                     seen.push(key);
@@ -114,8 +115,13 @@ pub(super) fn apply(name: &str, value: &Value, args: Args) -> Result<Value, Stop
             let count = args::whole(count.as_ref())?.and_then(|count| usize::try_from(count).ok());
             let count = count.filter(|count| (1..1 << 20).contains(count));
             let count = count.ok_or_else(|| Stop::failed("needs a count"))?;
+            let items = walked(value)?;
+            let filled = fill.as_ref().is_some_and(|fill| !matches!(fill, Value::None));
+            if filled && count > items.len().max(1024) {
+                return Err(Stop::Fuel);
+            }
             let mut rows = Vec::new();
-            for row in walked(value)?.chunks(count) {
+            for row in items.chunks(count) {
                 let mut row = row.to_vec();
                 if let Some(fill) = fill.as_ref().filter(|fill| !matches!(fill, Value::None)) {
                     row.resize(count, fill.clone());
@@ -271,6 +277,9 @@ fn join(value: &Value, args: Args) -> Result<Value, Stop> {
             out.push_str(&joiner);
         }
         python::write_text(&mut out, &follow(item, &path, None)?)?;
+        if out.len() > TEXT_BYTES_MAX {
+            return Err(Stop::TooLong);
+        }
     }
     Ok(out.into())
 }

@@ -8,16 +8,24 @@ use super::{
     loops::Loop,
     turns::Memory,
     value::Value,
+    work,
 };
 use crate::tokens::{
     memo::{Key, Piece},
     python,
     template::TEXT_BYTES_MAX,
 };
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
+use tokio::time::Instant;
 
 /// Deepest nesting of blocks, expressions and calls at once.
 const DEPTH_MAX: usize = 200;
+
+/// Longest that a run may take.
+const TIME_MAX: Duration = Duration::from_secs(2);
+
+/// Steps between looks at the clock.
+const LOOK_EVERY: u32 = 512;
 
 /// What a run may cost, and what it knows of the world.
 pub(in crate::tokens) struct Limits<'a> {
@@ -47,10 +55,13 @@ pub(in crate::tokens) fn render<'t>(
         Value::Dict(dict) => dict.get(name).cloned(),
         _ => None,
     };
+    work::begin();
     let mut machine = Machine {
         program,
         given: program.names.texts.iter().map(given).collect(),
         fuel: limits.fuel,
+        until: Instant::now() + TIME_MAX,
+        looks: 0,
         now: limits.now,
         depth: 0,
         scopes: vec![Scope { above: None, variables: Vec::new(), kept: true }],
@@ -78,6 +89,9 @@ pub(super) struct Machine<'t> {
     /// The variables given, by name.
     given: Vec<Option<Value>>,
     fuel: u64,
+    /// When it must have ended, and how often it has spent: the clock is not looked at each time.
+    until: Instant,
+    looks: u32,
     pub(super) now: &'t dyn Fn() -> jiff::Zoned,
     depth: usize,
     scopes: Vec<Scope>,
@@ -111,7 +125,9 @@ impl<'t> Machine<'t> {
     /// Takes steps off the fuel.
     pub(super) fn spend(&mut self, steps: u64) -> Result<(), Stop> {
         self.fuel = self.fuel.checked_sub(steps).ok_or(Stop::Fuel)?;
-        Ok(())
+        self.looks = self.looks.wrapping_add(1);
+        let late = || self.looks.is_multiple_of(LOOK_EVERY) && Instant::now() > self.until;
+        if !work::done(0) || late() { Err(Stop::Fuel) } else { Ok(()) }
     }
 
     /// Runs something one level deeper.

@@ -8,7 +8,10 @@ use super::{
     ops,
     value::{Dict, Value, View},
 };
-use crate::tokens::python::{self, is_space};
+use crate::tokens::{
+    python::{self, is_space},
+    template::TEXT_BYTES_MAX,
+};
 use std::sync::Arc;
 
 /// `value.name(args)`
@@ -119,7 +122,7 @@ fn string(value: &Value, text: &str, name: &str, args: Args) -> Result<Value, St
         "replace" => {
             let [old, new, count] = args.places(2)?;
             let count = args::whole(count.as_ref())?.unwrap_or(-1);
-            like(replaced(text, args::text(old.as_ref())?, &given(new)?, count))
+            like(replaced(text, args::text(old.as_ref())?, &given(new)?, count)?)
         }
         "startswith" | "endswith" => {
             let [wanted, start, stop] = args.places(1)?;
@@ -237,6 +240,9 @@ fn join(separator: &str, items: &Value, safe: bool) -> Result<String, Stop> {
         if at > 0 {
             out.push_str(separator);
         }
+        if out.len() > TEXT_BYTES_MAX {
+            return Err(Stop::TooLong);
+        }
         match item {
             Value::Str(text) if safe => out.push_str(&format::escape(text)),
             Value::Str(text) | Value::Safe(text) => out.push_str(text),
@@ -251,11 +257,19 @@ fn join(separator: &str, items: &Value, safe: bool) -> Result<String, Stop> {
 }
 
 /// `text.replace(old, new, count)`
-pub(super) fn replaced(text: &str, old: &str, new: &str, count: i128) -> String {
-    match usize::try_from(count) {
+pub(super) fn replaced(text: &str, old: &str, new: &str, count: i128) -> Result<String, Stop> {
+    let places = || match old {
+        "" => python::char_count(text).saturating_add(1),
+        old => text.matches(old).count(),
+    };
+    let longer = text.len().saturating_mul(new.len().max(1)) > TEXT_BYTES_MAX;
+    if longer && places().saturating_mul(new.len()).saturating_add(text.len()) > TEXT_BYTES_MAX {
+        return Err(Stop::TooLong);
+    }
+    Ok(match usize::try_from(count) {
         Ok(count) => text.replacen(old, new, count),
         Err(_) => text.replace(old, new),
-    }
+    })
 }
 
 /// The part of a text between two character places, and where it begins. `None` where they cross.

@@ -31,6 +31,7 @@ mod snippets;
 mod statements;
 mod turns;
 mod value;
+mod work;
 
 pub(super) use ast::Program;
 pub(super) use lexer::{Token, tokens};

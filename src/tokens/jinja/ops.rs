@@ -1,6 +1,6 @@
 //! Python's operators.
 
-use super::{Stop, format, percent, value::Seq, value::Value};
+use super::{Stop, format, percent, value::Seq, value::Value, work};
 use crate::tokens::{python, template::TEXT_BYTES_MAX};
 use std::{cmp::Ordering, sync::Arc};
 
@@ -52,6 +52,9 @@ fn pair(left: &Value, right: &Value) -> Option<Pair> {
 /// `left op right`
 pub(super) fn calculate(op: Operator, left: &Value, right: &Value) -> Result<Value, Stop> {
     if let (Operator::Add, Some(one), Some(two)) = (op, left.as_str(), right.as_str()) {
+        if one.len().saturating_add(two.len()) > TEXT_BYTES_MAX {
+            return Err(Stop::TooLong);
+        }
         return Ok(joined(left, one, right, two));
     }
     if let Some(pair) = pair(left, right) {
@@ -61,6 +64,12 @@ pub(super) fn calculate(op: Operator, left: &Value, right: &Value) -> Result<Val
         };
     }
     match (op, left, right) {
+        (Operator::Add, Value::List(one), Value::List(two))
+        | (Operator::Add, Value::Tuple(one), Value::Tuple(two))
+            if one.items.len() + two.items.len() > ITEMS_MAX =>
+        {
+            Err(Stop::TooLong)
+        }
         (Operator::Add, Value::List(one), Value::List(two)) => {
             Value::list(one.items.iter().chain(&two.items).cloned().collect())
         }
@@ -207,7 +216,15 @@ pub(super) fn signed(negative: bool, value: &Value) -> Result<Value, Stop> {
 
 /// `left == right`
 pub(super) fn same(left: &Value, right: &Value) -> bool {
+    if !work::done(1) {
+        return false;
+    }
     match (left, right) {
+        (Value::List(one), Value::List(two)) | (Value::Tuple(one), Value::Tuple(two))
+            if Arc::ptr_eq(one, two) =>
+        {
+            true
+        }
         (Value::Undefined, Value::Undefined) | (Value::None, Value::None) => true,
         (Value::List(one), Value::List(two)) | (Value::Tuple(one), Value::Tuple(two)) => {
             one.items.len() == two.items.len()

@@ -5,7 +5,7 @@
 //! whole loop unfit, which costs time and nothing else.
 
 use super::{
-    ast::{Arguments, Call, Expression, For, Macro, NameId, Program, Statement, Target},
+    ast::{Arguments, Call, Expression, For, NameId, Program, Statement, Target},
     ops::{Comparison, Operator},
     value::{Global, Value},
 };
@@ -90,8 +90,16 @@ pub(super) struct Reads {
 /// there, that print.
 pub(super) fn plan(program: &mut Program) {
     let mut macros = BTreeMap::new();
-    let mut twice = BTreeSet::new();
-    find_macros(&program.body, &mut macros, &mut twice);
+    let mut unsure = BTreeSet::new();
+    for statement in &program.body {
+        if let Statement::Macro(name, made) = statement
+            && macros.insert(*name, made).is_some()
+        {
+            // One name for two macros could mean either.
+            unsure.insert(*name);
+        }
+    }
+    program.body.iter().for_each(|statement| assigned_names(statement, &mut unsure));
     let names: BTreeSet<NameId> = macros.keys().copied().collect();
     let globals = program.names.globals.clone();
     let world = World { macros: &names, globals: &globals };
@@ -104,11 +112,18 @@ pub(super) fn plan(program: &mut Program) {
             let defaults = made.parameters.iter().filter_map(|(_, default)| default.as_ref());
             let read = defaults.into_iter().try_for_each(|default| walker.expr(default));
             let read = read.and_then(|()| walker.body(&made.body)).is_ok();
-            // One name for two macros could mean either.
-            (*name, (read && !twice.contains(name)).then_some(walker.reads))
+            (*name, (read && !unsure.contains(name)).then_some(walker.reads))
         })
         .collect();
-    plan_body(&mut program.body, &world, &of_macros);
+    // A macro further down is not there yet.
+    let mut above: BTreeMap<NameId, Option<Reads>> =
+        names.iter().map(|name| (*name, None)).collect();
+    for statement in &mut program.body {
+        if let Statement::Macro(name, _) = statement {
+            above.insert(*name, of_macros.get(name).cloned().flatten());
+        }
+        plan_body(std::slice::from_mut(statement), &world, &above);
+    }
 }
 
 /// What a template's names are.
@@ -117,23 +132,48 @@ struct World<'w> {
     globals: &'w [Option<Global>],
 }
 
-fn find_macros<'a>(
-    body: &'a [Statement],
-    found: &mut BTreeMap<NameId, &'a Macro>,
-    twice: &mut BTreeSet<NameId>,
-) {
-    for statement in body {
-        match statement {
-            Statement::Macro(name, made) => {
-                let before = found.insert(*name, made);
-                twice.extend(before.map(|_| *name));
-            }
-            Statement::If(branches, otherwise) => {
-                branches.iter().for_each(|(_, body)| find_macros(body, found, twice));
-                find_macros(otherwise, found, twice);
-            }
-            _ => {}
+/// Names that a statement of a template gives a value in some way other than as a macro at its top: a
+/// macro of such a name may be something else by the time it is called.
+fn assigned_names(statement: &Statement, names: &mut BTreeSet<NameId>) {
+    fn target_names(target: &Target, names: &mut BTreeSet<NameId>) {
+        match target {
+            Target::Name(name) | Target::Attribute(name, _) => drop(names.insert(*name)),
+            Target::Tuple(targets) => targets.iter().for_each(|one| target_names(one, names)),
         }
+    }
+    let mut inside = |body: &[Statement]| {
+        for statement in body {
+            if let Statement::Macro(name, _) = statement {
+                names.insert(*name);
+            }
+            assigned_names(statement, names);
+        }
+    };
+    match statement {
+        Statement::Set(target, _) => target_names(target, names),
+        Statement::SetBlock(target, _, body) => {
+            inside(body);
+            target_names(target, names);
+        }
+        Statement::For(node) => {
+            inside(&node.body);
+            inside(&node.otherwise);
+            target_names(&node.target, names);
+        }
+        Statement::If(branches, otherwise) => {
+            branches.iter().for_each(|(_, body)| inside(body));
+            inside(otherwise);
+        }
+        Statement::With(values, body) => {
+            inside(body);
+            values.iter().for_each(|(target, _)| target_names(target, names));
+        }
+        Statement::Filter(_, body) => inside(body),
+        Statement::Macro(_, made) | Statement::Call(_, made) => {
+            inside(&made.body);
+            names.extend(made.parameters.iter().map(|(name, _)| *name));
+        }
+        Statement::Text(_) | Statement::Print(_) | Statement::Break | Statement::Continue => {}
     }
 }
 
@@ -338,10 +378,11 @@ impl<'w> Walker<'w> {
             return Err(Unfit);
         }
         self.expr(&inner.over)?;
-        self.depth += 1;
+        // In its condition, `loop` is still the one around it.
         if let Some(test) = &inner.test {
             self.expr(test)?;
         }
+        self.depth += 1;
         self.statements(&inner.body)?;
         self.depth -= 1;
         self.statements(&inner.otherwise)
@@ -428,7 +469,8 @@ impl<'w> Walker<'w> {
                 self.reads.macros.insert(*name);
                 Ok(())
             }
-            Expression::Name(name) if self.hidden.contains(name) => Ok(()),
+            // Whatever a macro was given.
+            Expression::Name(name) if self.hidden.contains(name) => Err(Unfit),
             Expression::Name(name) => {
                 // Those give the same for the same arguments. The clock does not, and joiners remember.
                 let global = self.world.globals.get(*name as usize).copied().flatten();
@@ -443,7 +485,8 @@ impl<'w> Walker<'w> {
                 Expression::Name(name) if self.is_own_loop(*name) => Err(Unfit),
                 of => self.expr(of),
             },
-            other => self.expr(other),
+            // A function that an expression gives could be any.
+            _ => Err(Unfit),
         }
     }
 
@@ -460,8 +503,10 @@ impl<'w> Walker<'w> {
             return Err(Unfit);
         }
         if self.world.macros.contains(&name) {
-            self.reads.macros.insert(name);
-        } else if self.is_outer(name) {
+            // Called is one thing; handed on, it could be called anywhere.
+            return Err(Unfit);
+        }
+        if self.is_outer(name) {
             self.reads.variables.entry(name).or_default().whole = true;
         }
         Ok(())
@@ -494,10 +539,12 @@ impl<'w> Walker<'w> {
             if let Expression::Const(Value::Str(key)) = at {
                 return self.attribute(of, key);
             }
-            if let Some(place) = self.place(at) {
-                if self.is_outer(*name) {
-                    self.reads.variables.entry(*name).or_default().items.insert(place);
-                }
+            // Of the body's own values the place in the loop picks one, so it is read like any number.
+            if self.is_outer(*name)
+                && !self.local.contains(name)
+                && let Some(place) = self.place(at)
+            {
+                self.reads.variables.entry(*name).or_default().items.insert(place);
                 return Ok(());
             }
         }
@@ -558,7 +605,8 @@ impl<'w> Walker<'w> {
                 if self.is_own_loop(*of) {
                     return LoopNumber::of(name).map(Term::Loop);
                 }
-                let written = self.reads.writes.contains(&(*of, name.clone()));
+                // A namespace may have two names.
+                let written = self.reads.writes.iter().any(|(_, attribute)| attribute == name);
                 (steady(*of) && !written).then(|| Term::Attribute(*of, name.clone()))
             }
             Expression::Filter(of, call) if matches!(call.name.as_str(), "length" | "count") => {

@@ -7,7 +7,7 @@ use super::{
     machine::Machine,
     ops::Comparison,
     reads::{LoopNumber, LoopRead, Place, Reads, Term, Use},
-    value::{Seq, Value},
+    value::{Global, Seq, Value},
 };
 use crate::tokens::{
     memo::{Key, KeyWriter, Piece},
@@ -59,11 +59,16 @@ impl<'t> Machine<'t> {
         let around = names.map(|name| (*name, self.look_up(scope, *name))).collect();
         let round = Round { reads, items: Arc::clone(&items), around };
         let number = self.open_loop(Loop::whole(Arc::clone(&items), (node, scope)));
-        let steady = self.steady_key(node, &round);
+        // What a turn sets may also go by another name among what the next one reads.
+        let changing = !reads.writes.is_empty();
+        let mut steady = self.steady_key(node, &round);
         let mut key = KeyWriter::default();
         let mut text = String::new();
         for (at, item) in items.items.iter().enumerate() {
             self.spend(1)?;
+            if changing && at > 0 {
+                steady = self.steady_key(node, &round);
+            }
             let found = steady.and_then(|steady| self.turn_key(&mut key, steady, &round, at));
             let known =
                 found.and_then(|key| self.memory.as_mut().and_then(|memory| memory.recall(key)));
@@ -167,7 +172,7 @@ impl<'t> Machine<'t> {
         // A turn may leave what it could set as it was.
         for (name, attribute) in &reads.writes {
             let namespace = round.get(*name)?;
-            self.write(key, &self.attribute_now(namespace, attribute)?)?;
+            self.write_attribute(key, namespace, attribute)?;
             if reads.variables.get(name).is_some_and(|used| used.whole) {
                 self.write(key, namespace)?;
             }
@@ -241,7 +246,7 @@ impl<'t> Machine<'t> {
             return self.write(key, value);
         }
         for attribute in &used.attributes {
-            self.write(key, &self.attribute_now(value, attribute)?)?;
+            self.write_attribute(key, value, attribute)?;
         }
         for place in &used.items {
             match place {
@@ -258,8 +263,8 @@ impl<'t> Machine<'t> {
     /// Writes an item of a list, counted from its end below zero, as Python does.
     fn write_item(&self, key: &mut KeyWriter, list: &Value, at: i128) -> Option<()> {
         let (Value::List(seq) | Value::Tuple(seq)) = list else {
-            // Another kind of value, or one that gives an error: all of it tells.
-            return self.write(key, list);
+            // Another kind of value, or one that gives an error.
+            return None;
         };
         let length = i128::try_from(seq.items.len()).ok()?;
         let at = if at < 0 { at.checked_add(length)? } else { at };
@@ -269,6 +274,21 @@ impl<'t> Machine<'t> {
                 key.tag(b'-');
                 Some(())
             }
+        }
+    }
+
+    /// Writes an attribute as the template would see it now, or that asking for it is an error.
+    fn write_attribute(&self, key: &mut KeyWriter, of: &Value, name: &Arc<str>) -> Option<()> {
+        match of {
+            Value::Namespace(_) => self.write(key, &self.attribute_now(of, name)?),
+            Value::Loop(_) => None,
+            other => match access::get_attribute(other, name) {
+                Ok(value) => self.write(key, &value),
+                Err(_) => {
+                    key.tag(b'!');
+                    Some(())
+                }
+            },
         }
     }
 
@@ -323,8 +343,13 @@ impl<'t> Machine<'t> {
                     self.write(key, value)
                 });
             }
-            Value::Global(global) => drop(key.tag(b'g').tag(*global as u8)),
-            Value::View(..)
+            Value::Global(
+                global
+                @ (Global::Range | Global::Dict | Global::Namespace | Global::RaiseException),
+            ) => drop(key.tag(b'g').tag(*global as u8)),
+            // The clock and what remembers give something else each time.
+            Value::Global(_)
+            | Value::View(..)
             | Value::Once(_)
             | Value::Method(_)
             | Value::Macro(_)
@@ -346,9 +371,11 @@ impl<'t> Machine<'t> {
     /// Sets what a remembered turn set.
     fn set_again(&mut self, round: &Round<'_>, piece: &Piece) {
         for ((name, attribute), value) in round.reads.writes.iter().zip(&piece.written) {
-            if let Some(Value::Namespace(at)) = round.get(*name)
-                && !matches!(value, Value::Undefined)
-            {
+            let Some(Value::Namespace(at)) = round.get(*name) else { continue };
+            let known = self.namespaces.get(*at).into_iter().flatten();
+            let known = known.into_iter().any(|(known, _)| known == attribute);
+            // What was never set and is not set now has no place among the attributes.
+            if known || !matches!(value, Value::Undefined) {
                 self.set_attribute(*at, attribute, value.clone());
             }
         }

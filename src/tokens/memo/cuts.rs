@@ -56,6 +56,19 @@ impl Cuts {
             texts.push(text.to_owned());
             ids.push((!greedy).then_some(id));
         }
+        // Such a token takes white space, or looks at letters, that could be another token's.
+        let has = |name: &str| {
+            added_tokens.iter().any(|token| flag(token, name) && !flag(token, "normalized"))
+        };
+        let (strips, words) = (has("lstrip") || has("rstrip"), has("single_word"));
+        let is_word = |c: char| c.is_alphanumeric() || c == '_';
+        let clashes = |text: &str| {
+            (strips && text.trim() != text)
+                || (words && (text.starts_with(is_word) || text.ends_with(is_word)))
+        };
+        if texts.iter().zip(&ids).any(|(text, id)| id.is_some() && clashes(text)) {
+            return None;
+        }
         let anchor = texts
             .iter()
             .zip(&ids)
@@ -119,9 +132,10 @@ impl Cuts {
         }
         let (anchor, id) = &self.anchor;
         vocabulary.with_ids(&format!("{anchor}{text}"), false, |ids| match ids.split_first() {
-            Some((head, rest)) if head == id => read(rest),
-            _ => read(ids),
-        })
+            Some((head, rest)) if head == id => Ok(read(rest)),
+            // The anchor ran together with what follows: these are not the text's.
+            _ => Err(super::CountError::Encode("a part of the text has no ids of its own".into())),
+        })?
     }
 
     /// Whether text behind a cut counts as it does at the front.

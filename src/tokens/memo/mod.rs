@@ -2,8 +2,8 @@
 //!
 //! Two things are remembered. What a template's loop wrote for a message, under everything that the loop
 //! reads beside it ([`jinja`] finds out what, [`turns`] remembers); and the ids of text between two special tokens, which
-//! cut a prompt into parts that cannot touch each other ([`cuts`]). Both are exact: a template or a
-//! tokenizer for which they are not proven at load is rendered and encoded as a whole.
+//! cut a prompt into parts that cannot touch each other ([`cuts`]). A template or a tokenizer
+//! that does not fit, or fails a trial at load, is rendered and encoded as a whole.
 
 mod cache;
 mod conversation;
@@ -23,7 +23,9 @@ pub(super) use piece::Piece;
 use super::{
     CountError, ModelFiles, Profile,
     jinja::{self, Value as Rendered},
-    messages, variables,
+    messages,
+    template::FUEL,
+    variables,
     vocabulary::Vocabulary,
 };
 use crate::{api::json::Object, units::Tokens};
@@ -98,6 +100,19 @@ impl Allowance {
     const LITTLE_FAST: usize = 16 << 10;
     const LITTLE_CLASSIC: usize = 4 << 10;
 
+    /// Messages that may be rendered as a whole on an async thread, bytes: a template may take time that
+    /// grows with their square.
+    const LITTLE_RENDERED: usize = 4 << 10;
+
+    /// Steps that a template may take.
+    const fn fuel(self) -> u64 {
+        match self {
+            Self::Whole => FUEL,
+            // About two milliseconds.
+            Self::Little => 30_000,
+        }
+    }
+
     const fn little(vocabulary: &Vocabulary) -> usize {
         if vocabulary.is_fast() { Self::LITTLE_FAST } else { Self::LITTLE_CLASSIC }
     }
@@ -107,7 +122,7 @@ impl Allowance {
             Self::Whole => Budget {
                 bytes: vocabulary.text_bytes_max(),
                 until: Some(Instant::now() + TIME_MAX),
-                spent: || CountError::TooCostly("the text is too long to count".into()),
+                spent: || CountError::TooCostly("counting it takes too long".into()),
             },
             Self::Little => Budget {
                 bytes: Self::little(vocabulary),
@@ -225,7 +240,7 @@ impl ModelFiles {
             return Ok(());
         }
         sink.clear();
-        if allowance == Allowance::Little && messages.len() > self.little_bytes() {
+        if allowance == Allowance::Little && messages.len() > Allowance::LITTLE_RENDERED {
             return Err(CountError::Deferred);
         }
         body.insert("messages".into(), parsed(messages)?);
@@ -295,12 +310,17 @@ impl ModelFiles {
         };
         let mut turns = Turns { encoder, unfit: &unfit, failed: None };
         let all = Rendered::from_pairs(all);
-        let rendered = loaded.template.render_with(&all, profile.key(), &mut turns);
+        let rendered =
+            loaded.template.render_with(&all, profile.key(), &mut turns, allowance.fuel());
         let Turns { mut encoder, failed, .. } = turns;
         if let Some(failed) = failed.or_else(|| unfit.get().cloned()) {
             return Err(failed);
         }
-        let joined = self.join(profile, &mut encoder, &rendered?, sink);
+        let rendered = rendered.map_err(|error| match error {
+            CountError::TooCostly(_) if allowance == Allowance::Little => CountError::Deferred,
+            error => error,
+        })?;
+        let joined = self.join(profile, &mut encoder, &rendered, sink);
         self.memo.cache.book(encoder.hits, encoder.misses);
         joined
     }
