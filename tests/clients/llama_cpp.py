@@ -277,8 +277,11 @@ def main():
         convert(path)
         with LlamaServer(path, MODEL, SLOTS, CONTEXT) as llama:
             server = f'[[servers]]\nname = "llama"\nkind = "llama.cpp"\nurl = "{llama.url}"\n'
-            files = f'[[models]]\nname = "{MODEL}"\nfolder = "{DEMO_MODEL}"\n'
-            with Berthd(common + files + server) as exact, Berthd(common + server) as asking, Berthd(common + embedded()) as inside:
+            # Texts that spell control tokens are compared too.
+            model = f'[[models]]\nname = "{MODEL}"\nspecial_tokens = "pass"\n'
+            files = f'{model}folder = "{DEMO_MODEL}"\n'
+            asked = f"[tokens]\nsearch = false\n{model}{server}"
+            with Berthd(common + files + server) as exact, Berthd(common + asked) as asking, Berthd(common + embedded()) as inside:
                 world = World(llama, exact, asking, inside, key)
                 for daemon in (exact, asking):
                     until("the server is up", 20, lambda: daemon.server("llama")["usable"])
