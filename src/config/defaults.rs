@@ -1,7 +1,7 @@
 //! Every default, in one place: the reader takes them from here, and the sample file is tested
 //! against them.
 
-use super::{LogFormat, LogLevel};
+use super::{FoundOnGpu, LogFormat, LogLevel};
 use crate::{
     ids::Tier,
     units::{Bytes, Tokens},
@@ -94,6 +94,23 @@ pub const TOKENS_SEARCH: bool = true;
 pub const GPU_ENABLED: bool = true;
 /// Time between rounds of GPU readings.
 pub const GPU_PERIOD: Duration = s(1);
+/// Readings of GPUs older than this are unknown: five missed rounds.
+pub const GPU_STALE_AFTER: Duration = s(5);
+/// Sick cards take their servers out.
+pub const GPU_DRAIN: bool = true;
+/// Longer than any pause that was seen in a working server, shorter than people's patience.
+pub const HUNG_AFTER: Duration = s(30);
+/// Room for a card's own bookkeeping and for what a foreign process takes between two readings.
+pub const MEMORY_FLOOR: Bytes = Bytes(512 << 20);
+/// What becomes of servers found on a GPU.
+pub const FOUND_ON_GPU: FoundOnGpu = FoundOnGpu::Report;
+
+/// Price of a kilowatt-hour.
+pub const PRICE_PER_KWH: f64 = 0.0;
+/// Price of an hour of one GPU beside its energy.
+pub const PRICE_PER_GPU_HOUR: f64 = 0.0;
+/// Input tokens that cost as much as one output token.
+pub const OUTPUT_WEIGHT: f64 = 4.0;
 
 /// Threads for CPU work.
 pub const COMPUTE_THREADS: usize = 2;

@@ -104,6 +104,7 @@ fn read_all(
     let probe = sections::probe(&mut root.section("probe"));
     let tokens = sections::tokens(&mut root.section("tokens"));
     let gpu = sections::gpu(&mut root.section("gpu"));
+    let energy = sections::energy(&mut root.section("energy"));
     let threads = sections::threads(&mut root.section("threads"), surroundings.cores);
     let log = sections::log(&mut root.section("log"));
 
@@ -139,6 +140,7 @@ fn read_all(
         probe,
         tokens,
         gpu,
+        energy,
         threads,
         log,
         tenants,

@@ -4,7 +4,7 @@
 //! The daemon sees only the last; nothing here is optional that has a default.
 
 use crate::{
-    ids::{ModelName, ServerId, ServerKind, TenantId, Tier},
+    ids::{GpuId, ModelName, ServerId, ServerKind, TenantId, Tier},
     units::{Bytes, Tokens},
 };
 use std::{collections::BTreeMap, fmt, net::SocketAddr, path::PathBuf, time::Duration};
@@ -43,6 +43,8 @@ pub struct Settings {
     pub tokens: TokenCounts,
     /// The GPU plane.
     pub gpu: Gpu,
+    /// Prices of energy and GPU time, and how they are split.
+    pub energy: Energy,
     /// Threads.
     pub threads: Threads,
     /// Logs.
@@ -168,6 +170,68 @@ pub struct Gpu {
     pub nvml_library: Option<PathBuf>,
     /// Time between rounds of readings.
     pub period: Duration,
+    /// Time between readings of utilisation and power alone; zero reads them with the others only.
+    pub fast_period: Duration,
+    /// Readings older than this count as unknown.
+    pub stale_after: Duration,
+    /// Sick cards take their servers out; else they are only told of.
+    pub drain: bool,
+    /// A server that works on requests, says nothing and leaves its GPUs idle for this long is hung; zero
+    /// never says so.
+    pub hung_after: Duration,
+    /// Memory of a card that stays free: no request goes to a server whose memory grows if it could need
+    /// this.
+    pub memory_floor: Bytes,
+    /// What becomes of model servers that are found by their process on a GPU.
+    pub found: FoundOnGpu,
+}
+
+impl Default for Gpu {
+    fn default() -> Self {
+        Self {
+            enabled: defaults::GPU_ENABLED,
+            nvml_library: None,
+            period: defaults::GPU_PERIOD,
+            fast_period: Duration::ZERO,
+            stale_after: defaults::GPU_STALE_AFTER,
+            drain: defaults::GPU_DRAIN,
+            hung_after: defaults::HUNG_AFTER,
+            memory_floor: defaults::MEMORY_FLOOR,
+            found: defaults::FOUND_ON_GPU,
+        }
+    }
+}
+
+/// What becomes of model servers that nobody configured and that hold memory on a GPU.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FoundOnGpu {
+    /// They are shown to the operator.
+    Report,
+    /// They get requests, as those found on default ports do.
+    Adopt,
+    /// Nobody looks.
+    Off,
+}
+
+/// `[energy]`
+#[derive(Clone, Debug, PartialEq)]
+pub struct Energy {
+    /// What a kilowatt-hour costs, in the operator's currency.
+    pub price_per_kwh: f64,
+    /// What an hour of one GPU costs beside its energy (purchase, room, people), in the same currency.
+    pub price_per_gpu_hour: f64,
+    /// How many input tokens cost as much as one output token, for splitting what a GPU used.
+    pub output_weight: f64,
+}
+
+impl Default for Energy {
+    fn default() -> Self {
+        Self {
+            price_per_kwh: defaults::PRICE_PER_KWH,
+            price_per_gpu_hour: defaults::PRICE_PER_GPU_HOUR,
+            output_weight: defaults::OUTPUT_WEIGHT,
+        }
+    }
 }
 
 /// `[threads]`
@@ -296,6 +360,12 @@ pub struct Server {
     pub max_running: Option<u32>,
     /// It gets token ids instead of text, where its kind takes them and they were counted here.
     pub send_token_ids: bool,
+    /// The GPUs it runs on, by UUID; empty finds them by its process.
+    pub gpus: Vec<GpuId>,
+    /// Its memory grows with its work; `None` goes by its kind.
+    pub memory_grows: Option<bool>,
+    /// How much memory a token of work takes, where its memory grows; `None` is learned.
+    pub memory_per_token: Option<Bytes>,
 }
 
 impl fmt::Debug for Server {
@@ -310,6 +380,9 @@ impl fmt::Debug for Server {
             .field("kv_tokens", &self.kv_tokens)
             .field("max_running", &self.max_running)
             .field("send_token_ids", &self.send_token_ids)
+            .field("gpus", &self.gpus)
+            .field("memory_grows", &self.memory_grows)
+            .field("memory_per_token", &self.memory_per_token)
             .finish()
     }
 }

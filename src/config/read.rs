@@ -195,6 +195,18 @@ impl<'a> Section<'a> {
         texts
     }
 
+    /// `true`, `false`, or nothing at all.
+    pub(super) fn optional_flag(&mut self, name: &'static str) -> Option<bool> {
+        let written = self.take(name)?;
+        match &written.value {
+            Value::Flag(flag) => Some(*flag),
+            other => {
+                self.wrong_type(written, name, other, "true or false, without quotes");
+                None
+            }
+        }
+    }
+
     /// `true` or `false`.
     pub(super) fn flag(&mut self, name: &'static str, default: bool) -> bool {
         self.default(name, default);
@@ -289,6 +301,33 @@ impl<'a> Section<'a> {
         let (least, most) = (range.start(), range.end());
         let what = format!("{seconds} s is out of range");
         self.error(name, what, format!("choose a number of seconds from {least} to {most}"));
+        default
+    }
+
+    /// A number with a fraction where wanted.
+    pub(super) fn decimal(
+        &mut self,
+        name: &'static str,
+        default: f64,
+        range: RangeInclusive<f64>,
+    ) -> f64 {
+        self.default(name, default);
+        let Some(written) = self.take(name) else { return default };
+        let number = match &written.value {
+            Value::Integer(number) => *number as f64,
+            Value::Float(number) => *number,
+            other => {
+                self.wrong_type(written, name, other, "a number");
+                return default;
+            }
+        };
+        // Not-a-number lies in no range.
+        if range.contains(&number) {
+            return number;
+        }
+        let (least, most) = (range.start(), range.end());
+        let what = format!("{number} is out of range");
+        self.error(name, what, format!("choose a number from {least} to {most}"));
         default
     }
 

@@ -2,12 +2,13 @@
 //! `defaults`.
 
 use super::{
-    Breaker, Gpu, Limits, Listen, Log, LogFormat, LogLevel, Probe, Queue, Relay, Threads,
-    TokenCounts, defaults, problem::Spot, read::Section,
+    Breaker, Energy, FoundOnGpu, Gpu, Limits, Listen, Log, LogFormat, LogLevel, Probe, Queue,
+    Relay, Threads, TokenCounts, defaults, problem::Spot, read::Section,
 };
 use std::{
     net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 /// Longest path of a Unix socket: `sun_path` has 108 bytes, one of them the end mark.
@@ -181,7 +182,25 @@ pub(super) fn gpu(section: &mut Section<'_>) -> Gpu {
         enabled: section.flag("enabled", defaults::GPU_ENABLED),
         nvml_library: section.text("nvml_library").map(|found| PathBuf::from(found.text)),
         period: section.seconds("period_s", defaults::GPU_PERIOD, 0.1..=3600.0),
+        fast_period: section.seconds("fast_period_s", Duration::ZERO, 0.0..=3600.0),
+        stale_after: section.seconds("stale_after_s", defaults::GPU_STALE_AFTER, 0.1..=DAY_S),
+        drain: section.flag("drain", defaults::GPU_DRAIN),
+        hung_after: section.seconds("hung_after_s", defaults::HUNG_AFTER, 0.0..=DAY_S),
+        memory_floor: section.mebibytes("memory_floor_mib", defaults::MEMORY_FLOOR, 0..=1_000_000),
+        found: section.choice(
+            "found_servers",
+            defaults::FOUND_ON_GPU,
+            &[
+                ("report", FoundOnGpu::Report),
+                ("adopt", FoundOnGpu::Adopt),
+                ("off", FoundOnGpu::Off),
+            ],
+        ),
     };
+    if gpu.stale_after <= gpu.period {
+        let what = "readings would be unknown before the next round";
+        section.error("stale_after_s", what, "make it longer than `period_s`");
+    }
     if let Some(library) = &gpu.nvml_library
         && !library.is_absolute()
     {
@@ -190,6 +209,19 @@ pub(super) fn gpu(section: &mut Section<'_>) -> Gpu {
         section.error("nvml_library", what, remedy);
     }
     gpu
+}
+
+/// `[energy]`
+pub(super) fn energy(section: &mut Section<'_>) -> Energy {
+    Energy {
+        price_per_kwh: section.decimal("price_per_kwh", defaults::PRICE_PER_KWH, 0.0..=1e9),
+        price_per_gpu_hour: section.decimal(
+            "price_per_gpu_hour",
+            defaults::PRICE_PER_GPU_HOUR,
+            0.0..=1e9,
+        ),
+        output_weight: section.decimal("output_weight", defaults::OUTPUT_WEIGHT, 0.01..=1000.0),
+    }
 }
 
 /// `[threads]`

@@ -5,8 +5,8 @@ use super::{
     sections,
 };
 use crate::{
-    ids::{ServerId, ServerKind},
-    units::Tokens,
+    ids::{GpuId, ServerId, ServerKind},
+    units::{Bytes, Tokens},
 };
 
 /// Most servers: each is probed every second and has its own metric series.
@@ -14,6 +14,9 @@ pub(super) const SERVERS_MAX: usize = 256;
 
 /// What an embedded server loads.
 const EMBEDDED_FILES: [&str; 3] = ["config.json", "tokenizer.json", "model.safetensors"];
+
+/// Most GPUs of one server.
+const GPUS_MAX: usize = 256;
 
 /// Largest KV cache that is not a slip of the pen, tokens.
 const KV_MAX_TOKENS: u64 = 1_000_000_000_000;
@@ -42,7 +45,23 @@ pub(super) fn server(
             .optional_number("max_running", 1..=1_000_000)
             .and_then(|most| u32::try_from(most).ok()),
         send_token_ids: send_token_ids(section, kind),
+        gpus: gpus(section),
+        memory_grows: section.optional_flag("memory_grows"),
+        memory_per_token: section
+            .optional_number("memory_per_token_kib", 1..=1_000_000)
+            .map(|kib| Bytes(kib << 10)),
     }
+}
+
+/// UUIDs of whole cards or MIG devices. An index means another card after the next reboot.
+fn gpus(section: &mut Section<'_>) -> Vec<GpuId> {
+    let texts = section.texts("gpus", GPUS_MAX);
+    let ids = texts.iter().map(|found| found.text);
+    if let Some(wrong) = ids.clone().find(|id| !id.starts_with("GPU-") && !id.starts_with("MIG-")) {
+        let what = format!("\"{wrong}\" is no UUID of a GPU");
+        section.error("gpus", what, "take it from `berthd gpus`; it begins with GPU- or MIG-");
+    }
+    ids.map(GpuId::from).collect()
 }
 
 fn send_token_ids(section: &mut Section<'_>, kind: Option<ServerKind>) -> bool {

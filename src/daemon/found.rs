@@ -116,6 +116,9 @@ fn configured(server: &discover::Found) -> config::Server {
         kv_tokens: None,
         max_running: None,
         send_token_ids: false,
+        gpus: Vec::new(),
+        memory_grows: None,
+        memory_per_token: None,
     }
 }
 

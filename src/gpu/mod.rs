@@ -213,6 +213,7 @@ mod tests {
         GpuPlane::Driver(DriverState {
             driver_version: "580.65.06".into(),
             nvml_version: "13.580.65.06".into(),
+            session: 1,
             gpus: Vec::new(),
             read_at: Instant::now(),
         })
@@ -227,8 +228,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_plane_switched_off_stays_off_and_does_not_end() {
-        let settings =
-            config::Gpu { enabled: false, nvml_library: None, period: Duration::from_millis(10) };
+        let settings = config::Gpu { enabled: false, ..config::Gpu::default() };
         let gpus = start(&settings).unwrap();
         assert!(matches!(*gpus.latest(), GpuPlane::Off));
         assert!(timeout(Duration::from_millis(50), gpus.ended()).await.is_err());

@@ -186,6 +186,7 @@ impl Session {
             _ => Ok(DriverState {
                 driver_version: self.driver_version.clone(),
                 nvml_version: self.nvml_version.clone(),
+                session: 1,
                 gpus,
                 read_at: Instant::now(),
             }),
@@ -277,20 +278,7 @@ fn identify(device: &Device<'_>) -> Result<Identity, Fault> {
 }
 
 fn blank(index: u32, Identity { id, name }: Identity) -> GpuState {
-    GpuState {
-        id,
-        index,
-        name,
-        memory_total: None,
-        memory_used: None,
-        memory_free: None,
-        utilisation_percent: None,
-        memory_utilisation_percent: None,
-        power_w: None,
-        power_limit_w: None,
-        temperature_c: None,
-        processes: None,
-    }
+    GpuState::blank(id, index, name)
 }
 
 fn watts(milliwatts: u32) -> f64 {
@@ -402,6 +390,7 @@ fn name_all(nvml: &Nvml, found: BTreeMap<u32, Option<u64>>) -> Vec<GpuProcess> {
         pid,
         name: nvml.sys_process_name(pid, PROCESS_NAME_MAX).ok().as_deref().and_then(program),
         memory: memory.map(Bytes),
+        utilisation_percent: None,
     };
     found.into_iter().map(process).collect()
 }

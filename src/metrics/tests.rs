@@ -6,15 +6,7 @@ use crate::snapshot::{DriverState, Health, ServerKind, ServerState};
 fn view() -> ServerView {
     let mut state = ServerState::unknown("one".into(), ServerKind::OpenAi);
     state.health = Health::Up;
-    ServerView {
-        state,
-        placed_tokens: Tokens::ZERO,
-        placed: 0,
-        breaker_open: false,
-        drained: false,
-        usable: true,
-        comings: 1,
-    }
+    ServerView { usable: true, comings: 1, ..ServerView::idle(state) }
 }
 
 // One reader cleared the gauges while the other wrote its page.
@@ -42,6 +34,7 @@ async fn readings_that_nobody_took_have_no_age() {
     };
     assert_eq!(age(&GpuPlane::NoDriver("none".into())), None);
     let driver = GpuPlane::Driver(DriverState {
+        session: 1,
         driver_version: "1".into(),
         nvml_version: "1".into(),
         gpus: Vec::new(),

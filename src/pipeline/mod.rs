@@ -7,6 +7,7 @@ pub mod attempt;
 pub mod auth;
 pub mod count;
 pub mod deliver;
+pub mod device;
 pub mod dispatch;
 pub mod flow;
 pub mod framing;
@@ -58,6 +59,8 @@ pub struct Broker {
     pub dispatch: Arc<Dispatch>,
     /// What our own token counts are worth.
     pub trust: trust::Trust,
+    /// What is known about the GPUs beyond their readings.
+    pub devices: device::Devices,
     /// Metrics, ledger, recent refusals.
     pub books: Arc<Books>,
     /// Set once, when the daemon stops: new requests are refused.
@@ -94,6 +97,7 @@ impl Broker {
             live: ArcSwap::from_pointee(live),
             dispatch,
             trust: trust::Trust::default(),
+            devices: device::Devices::default(),
             books: Arc::new(Books::default()),
             stopping: AtomicBool::new(false),
             compute,

@@ -17,6 +17,9 @@ use std::cmp::Ordering;
 /// Sequences at once on a server that tells no limit and has none configured.
 pub const RUNNING_UNKNOWN: u32 = 256;
 
+/// The least weight that counts: a card may be slow, but it does not become infinitely full by that.
+const WEIGHT_LEAST: f64 = 0.05;
+
 /// What one server holds for us and can hold.
 #[derive(Clone, Debug)]
 pub struct Room {
@@ -24,6 +27,9 @@ pub struct Room {
     pub id: ServerId,
     /// It is up, its breaker is closed, it is not drained.
     pub usable: bool,
+    /// Share of its full work that it is good for, above 0.0 up to 1.0: a card that runs slower counts as
+    /// fuller than it is.
+    pub weight: f64,
     /// Models it serves.
     pub models: Vec<ServedModel>,
     /// What it can hold.
@@ -44,6 +50,7 @@ impl Room {
         Self {
             id,
             usable: false,
+            weight: 1.0,
             models: Vec::new(),
             capacity: Capacity::default(),
             placed_tokens: Tokens::ZERO,
@@ -95,6 +102,14 @@ impl Room {
         let sequences = f64::from(self.placed) / f64::from(self.max_running().max(1));
         let tokens = self.capacity.kv_tokens.map_or(0.0, |all| self.placed_tokens.share_of(all));
         sequences.max(tokens)
+    }
+
+    /// The load that decides: by how much this server is filled for what it is good for. A weaker one is
+    /// passed over while it is idle, too, by no more than one sequence of load.
+    fn weighed_load(&self) -> f64 {
+        let weight = self.weight.clamp(WEIGHT_LEAST, 1.0);
+        let handicap = (1.0 / weight - 1.0) / f64::from(self.max_running().max(1));
+        self.load() / weight + handicap
     }
 }
 
@@ -153,7 +168,7 @@ pub fn choose(rooms: &[Room], need: Need<'_>) -> Choice {
 }
 
 fn order(a: &Room, b: &Room) -> Ordering {
-    a.load().total_cmp(&b.load()).then(a.placed_ever.cmp(&b.placed_ever))
+    a.weighed_load().total_cmp(&b.weighed_load()).then(a.placed_ever.cmp(&b.placed_ever))
 }
 
 #[cfg(test)]
@@ -263,6 +278,18 @@ mod tests {
         assert_eq!(choose(&rooms, need(60)), Choice::Here(0));
         assert_eq!(choose(&rooms, need(100)), Choice::Here(1));
         assert_eq!(choose(&rooms, need(5000)), Choice::Nobody);
+    }
+
+    #[test]
+    fn a_weaker_server_counts_as_fuller() {
+        let mut rooms = [room("slow", 1000, 0, 0), room("fast", 1000, 0, 0)];
+        rooms[0].weight = 0.5;
+        rooms[1].placed_ever = 9;
+        assert_eq!(pick(&rooms, 1, &[]), Choice::Here(1));
+        // But not as full without end: it takes what the fast one has no room for.
+        let mut rooms = [room("slow", 1000, 0, 0), room("fast", 1000, 900, 3)];
+        rooms[0].weight = 0.5;
+        assert_eq!(pick(&rooms, 1, &[]), Choice::Here(0));
     }
 
     #[test]

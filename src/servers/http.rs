@@ -57,6 +57,11 @@ impl fmt::Debug for Client {
 }
 
 impl Client {
+    /// Host and port of the server.
+    pub fn address(&self) -> (&str, u16) {
+        (&self.address.0, self.address.1)
+    }
+
     /// A client for `host:port`; `prefix` stands in front of every path. An API key that cannot be a
     /// header value is left out; the configuration refuses such keys before.
     pub fn new(

@@ -100,6 +100,11 @@ pub trait ModelServer: Send + Sync + 'static {
     /// Which program it is.
     fn kind(&self) -> ServerKind;
 
+    /// Host and port that it listens on; `None` for one inside this process.
+    fn address(&self) -> Option<(&str, u16)> {
+        None
+    }
+
     /// Whether a call of this route should bring token ids instead of text.
     fn takes_ids(&self, _route: Route) -> bool {
         false

@@ -442,6 +442,10 @@ impl ModelServer for Remote {
         self.kind
     }
 
+    fn address(&self) -> Option<(&str, u16)> {
+        Some(self.client.address())
+    }
+
     fn takes_ids(&self, route: Route) -> bool {
         // vLLM and llama.cpp have no field for them on the chat route.
         let takes = match self.kind {
@@ -491,6 +495,9 @@ mod tests {
             kv_tokens: None,
             max_running: None,
             send_token_ids: false,
+            gpus: Vec::new(),
+            memory_grows: None,
+            memory_per_token: None,
         }
     }
 

@@ -9,7 +9,7 @@ use std::{
 };
 
 /// The floor of each top-level module.
-const FLOORS: [(&str, u8); 21] = [
+const FLOORS: [(&str, u8); 23] = [
     ("error", 0),
     ("ids", 0),
     ("units", 0),
@@ -18,6 +18,8 @@ const FLOORS: [(&str, u8); 21] = [
     ("snapshot", 2),
     ("tokens", 2),
     ("admit", 3),
+    ("fault", 3),
+    ("holding", 3),
     ("ledger", 3),
     ("queue", 3),
     ("schedule", 3),

@@ -29,7 +29,8 @@ mem_reserved=529530880 util=0 mem_util=0 power_mw=16250 limit_mw=72000 temp=31
 ";
 
 fn start(library: PathBuf) -> GpuWatch {
-    let settings = config::Gpu { enabled: true, nvml_library: Some(library), period: PERIOD };
+    let settings =
+        config::Gpu { nvml_library: Some(library), period: PERIOD, ..config::Gpu::default() };
     gpu::start(&settings).expect("a thread")
 }
 
@@ -123,6 +124,7 @@ proc 1 pid=5000 mem=1 name=other
         pid,
         name: name.map(Into::into),
         memory: memory.map(Bytes),
+        utilisation_percent: None,
     };
     assert_eq!(
         state.gpus[0].processes,

@@ -73,6 +73,21 @@ pub enum Outcome {
     Unjudged,
 }
 
+/// What the devices under a server say about it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Footing {
+    /// Why nothing new may go there.
+    pub stop: Option<String>,
+    /// Share of its full work that it is good for, above 0.0 up to 1.0.
+    pub weight: f64,
+}
+
+impl Default for Footing {
+    fn default() -> Self {
+        Self { stop: None, weight: 1.0 }
+    }
+}
+
 /// One server, for operators.
 #[derive(Clone, Debug)]
 pub struct ServerView {
@@ -86,10 +101,29 @@ pub struct ServerView {
     pub breaker_open: bool,
     /// An operator drained it.
     pub drained: bool,
+    /// What the devices under it say.
+    pub footing: Footing,
     /// It takes requests now.
     pub usable: bool,
     /// Times that it came up. What comes back may be another process.
     pub comings: u64,
+}
+
+#[cfg(test)]
+impl ServerView {
+    /// A server without work, not usable, that never came up.
+    pub(crate) fn idle(state: ServerState) -> Self {
+        Self {
+            state,
+            placed_tokens: Tokens::ZERO,
+            placed: 0,
+            breaker_open: false,
+            drained: false,
+            footing: Footing::default(),
+            usable: false,
+            comings: 0,
+        }
+    }
 }
 
 impl Dispatch {
@@ -154,6 +188,7 @@ impl Dispatch {
             busy_until: None,
             comings,
             unusable_since: None,
+            footing: before.map(|berth| berth.footing.clone()).unwrap_or_default(),
             leaving: false,
         };
         state.berths.insert(id.clone(), berth);
@@ -198,6 +233,18 @@ impl Dispatch {
         let mut state = self.lock();
         let Some(berth) = state.berths.get_mut(id) else { return false };
         berth.drained = drained;
+        self.refresh(&mut state);
+        true
+    }
+
+    /// What the devices under a server say. False if that is nothing new, or there is no such server.
+    pub fn set_footing(&self, id: &ServerId, footing: Footing) -> bool {
+        let mut state = self.lock();
+        let Some(berth) = state.berths.get_mut(id) else { return false };
+        if berth.footing == footing {
+            return false;
+        }
+        berth.footing = footing;
         self.refresh(&mut state);
         true
     }
@@ -319,6 +366,7 @@ impl Dispatch {
                     placed: room.requests,
                     breaker_open: berth.breaker.is_open(),
                     drained: berth.drained,
+                    footing: berth.footing.clone(),
                     usable: room.usable,
                     comings: berth.comings,
                 })

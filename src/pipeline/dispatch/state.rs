@@ -1,6 +1,6 @@
 //! What the dispatch mutex guards: queue, rooms, servers, and the arithmetic on them.
 
-use super::Ask;
+use super::{Ask, Footing};
 use crate::{
     config,
     error::{Reason, Refusal},
@@ -49,6 +49,8 @@ pub(super) struct Berth {
     pub(super) comings: u64,
     /// Since when it has taken no requests.
     pub(super) unusable_since: Option<Instant>,
+    /// What the devices under it say.
+    pub(super) footing: Footing,
     /// No longer configured; goes when its last request has ended.
     pub(super) leaving: bool,
 }
@@ -106,7 +108,9 @@ impl State {
                 && !berth.breaker.is_open()
                 && !berth.drained
                 && !berth.leaving
+                && berth.footing.stop.is_none()
                 && berth.busy_until.is_none();
+            room.weight = berth.footing.weight;
             match room.usable {
                 true => berth.unusable_since = None,
                 false => _ = berth.unusable_since.get_or_insert(now),

@@ -149,9 +149,7 @@ mod tests {
     fn server(id: &str, usable: bool, comings: u64) -> ServerView {
         let models = vec![ServedModel { name: "m".into(), context_window: None }];
         let state = ServerState { models, ..ServerState::unknown(id.into(), ServerKind::Vllm) };
-        let (placed_tokens, placed) = (Tokens::ZERO, 0);
-        let (breaker_open, drained) = (false, false);
-        ServerView { state, placed_tokens, placed, breaker_open, drained, usable, comings }
+        ServerView { usable, comings, ..ServerView::idle(state) }
     }
 
     fn key(server: &str) -> Key {

@@ -20,9 +20,7 @@ pub(in crate::pipeline::trust) fn counter(found: bool) -> Arc<Counter> {
 fn view(comings: u64, version: &str, usable: bool) -> ServerView {
     let version = Some(version.to_owned());
     let state = ServerState { version, ..ServerState::unknown("s".into(), HOST) };
-    let (placed_tokens, placed) = (Tokens::ZERO, 0);
-    let (breaker_open, drained) = (false, false);
-    ServerView { state, placed_tokens, placed, breaker_open, drained, usable, comings }
+    ServerView { usable, comings, ..ServerView::idle(state) }
 }
 
 fn pair(found: bool) -> Pair {

@@ -2,81 +2,22 @@
 //!
 //! Edges publish them, rules and operators read them. Nothing here knows who does either.
 
+mod gpu;
+mod processes;
+
+pub use crate::ids::ServerKind;
+pub use gpu::{
+    Answering, Clocks, DriverState, EccCounts, EventKind, GpuEvent, GpuPlane, GpuProcess, GpuState,
+    MigPart, Modes, NvLink, Pcie, RecoveryAction, RemappedRows, RetiredPages, Throttle,
+};
+pub use processes::{Listener, Process, ProcessTable};
+
 use crate::{
-    ids::{GpuId, ModelName, ServerId},
-    units::{Bytes, Tokens},
+    ids::{ModelName, ServerId},
+    units::Tokens,
 };
 use serde::Serialize;
 use tokio::time::Instant;
-
-pub use crate::ids::ServerKind;
-
-// === GPUs ===
-
-/// What NVML says, or why it says nothing.
-#[derive(Clone, Debug, Default)]
-pub enum GpuPlane {
-    /// Not asked yet, or switched off in the configuration.
-    #[default]
-    Off,
-    /// There is no usable driver; the text says what was tried and what the system answered.
-    NoDriver(String),
-    /// The driver answers.
-    Driver(DriverState),
-}
-
-/// One round of readings over all GPUs.
-#[derive(Clone, Debug)]
-pub struct DriverState {
-    /// Kernel driver version, for example `580.65.06`.
-    pub driver_version: String,
-    /// NVML library version.
-    pub nvml_version: String,
-    /// Every GPU that the driver lists, in its order.
-    pub gpus: Vec<GpuState>,
-    /// When this round ended.
-    pub read_at: Instant,
-}
-
-/// One GPU. A reading that the card lacks, or that failed this time, is `None`.
-#[derive(Clone, Debug)]
-pub struct GpuState {
-    /// NVML UUID.
-    pub id: GpuId,
-    /// Position in the driver's list, for people only.
-    pub index: u32,
-    /// Product name.
-    pub name: String,
-    /// Memory in all.
-    pub memory_total: Option<Bytes>,
-    /// Memory in use.
-    pub memory_used: Option<Bytes>,
-    /// Memory nobody holds.
-    pub memory_free: Option<Bytes>,
-    /// Share of the last sample period with a kernel running, 0 to 100.
-    pub utilisation_percent: Option<u32>,
-    /// Share of the last sample period with memory being read or written, 0 to 100.
-    pub memory_utilisation_percent: Option<u32>,
-    /// Power drawn now, watts.
-    pub power_w: Option<f64>,
-    /// Enforced power limit, watts.
-    pub power_limit_w: Option<f64>,
-    /// Core temperature, degrees Celsius.
-    pub temperature_c: Option<u32>,
-    /// Processes that hold memory on the card; `None` when the driver would not say.
-    pub processes: Option<Vec<GpuProcess>>,
-}
-
-/// A process on a GPU.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct GpuProcess {
-    /// Process id as the driver reports it.
-    pub pid: u32,
-    /// The program's name, where the driver gives it.
-    pub name: Option<String>,
-    /// Memory it holds; the driver does not always know.
-    pub memory: Option<Bytes>,
-}
 
 // === Model servers ===
 
