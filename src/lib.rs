@@ -18,6 +18,7 @@ pub mod tokens;
 
 // Floor 3: rules. They decide and never do I/O.
 pub mod admit;
+pub mod energy;
 pub mod fault;
 pub mod holding;
 pub mod ledger;

@@ -1,4 +1,4 @@
-//! Quantities that everyone shares: tokens and bytes.
+//! Quantities that everyone shares: tokens, bytes, energy, time of GPUs, money.
 //!
 //! Arithmetic saturates: a count that went wrong must refuse work, never wrap round and admit it.
 
@@ -55,6 +55,42 @@ quantity! {
 quantity! {
     /// A number of bytes.
     Bytes
+}
+
+quantity! {
+    /// Energy, millionths of a joule (watt-second). Whole numbers, so that shares add up to what was split.
+    Microjoules
+}
+
+quantity! {
+    /// Time of one GPU at work, microseconds. An hour of two busy GPUs is two GPU-hours.
+    GpuMicros
+}
+
+quantity! {
+    /// Money, millionths of the operator's currency.
+    Cost
+}
+
+impl Microjoules {
+    /// The same in joules.
+    pub fn joules(self) -> f64 {
+        self.0 as f64 / 1e6
+    }
+}
+
+impl GpuMicros {
+    /// The same in seconds.
+    pub fn seconds(self) -> f64 {
+        self.0 as f64 / 1e6
+    }
+}
+
+impl Cost {
+    /// The same in units of the currency.
+    pub fn units(self) -> f64 {
+        self.0 as f64 / 1e6
+    }
 }
 
 impl Bytes {

@@ -9,7 +9,7 @@ use std::{
 };
 
 /// The floor of each top-level module.
-const FLOORS: [(&str, u8); 23] = [
+const FLOORS: [(&str, u8); 24] = [
     ("error", 0),
     ("ids", 0),
     ("units", 0),
@@ -18,6 +18,7 @@ const FLOORS: [(&str, u8); 23] = [
     ("snapshot", 2),
     ("tokens", 2),
     ("admit", 3),
+    ("energy", 3),
     ("fault", 3),
     ("holding", 3),
     ("ledger", 3),
