@@ -2,6 +2,7 @@
 
 use crate::{
     api::answer::Usage,
+    energy::{Spent, price::FineCost},
     ids::{ModelName, TenantId},
     units::Tokens,
 };
@@ -20,6 +21,12 @@ pub struct Total {
     pub input_tokens: Tokens,
     /// Output tokens.
     pub output_tokens: Tokens,
+    /// Energy and time of GPUs, of all attempts, as far as they were metered.
+    #[serde(skip)]
+    pub spent: Spent,
+    /// What they cost at the prices of their time.
+    #[serde(skip)]
+    pub cost: FineCost,
 }
 
 /// Totals since start. Tenants and models both come from the configuration and from servers, never
@@ -38,6 +45,14 @@ impl Ledger {
         total.requests += 1;
         total.input_tokens = total.input_tokens.plus(usage.prompt);
         total.output_tokens = total.output_tokens.plus(usage.completion);
+    }
+
+    /// Adds what requests took of GPUs.
+    pub fn spend(&self, tenant: &TenantId, model: &ModelName, spent: Spent, cost: FineCost) {
+        let mut totals = self.totals.lock().unwrap_or_else(PoisonError::into_inner);
+        let total = totals.entry((tenant.clone(), model.clone())).or_default();
+        total.spent = total.spent.plus(spent);
+        total.cost = total.cost.plus(cost);
     }
 
     /// All totals.
@@ -63,7 +78,12 @@ mod tests {
         ledger.add(&"b".into(), &"m".into(), usage);
         let totals = ledger.totals();
         assert_eq!(totals.len(), 2);
-        let want = Total { requests: 2, input_tokens: Tokens(20), output_tokens: Tokens(10) };
+        let want = Total {
+            requests: 2,
+            input_tokens: Tokens(20),
+            output_tokens: Tokens(10),
+            ..Total::default()
+        };
         assert_eq!(totals[0].2, want);
     }
 }

@@ -15,7 +15,7 @@ use crate::{
         },
     },
     snapshot::{Capacity, GpuPlane, GpuProcess, GpuState, Health, Load, ServerKind},
-    units::{Bytes, Tokens},
+    units::{Bytes, Cost, Tokens},
 };
 use serde::Serialize;
 use std::{collections::BTreeMap, path::PathBuf, sync::atomic::Ordering};
@@ -205,6 +205,13 @@ pub struct Use {
     /// How much.
     #[serde(flatten)]
     pub total: Total,
+    /// Energy attributed to it, joules.
+    pub joules: f64,
+    /// Time of GPUs attributed to it, seconds.
+    pub gpu_seconds: f64,
+    /// What both cost, in the operator's currency; absent without prices.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cost: Option<f64>,
 }
 
 /// One refusal.
@@ -262,7 +269,7 @@ pub fn status(broker: &Broker, gpus: &GpuPlane, addresses: &Addresses) -> Status
             .ledger
             .totals()
             .into_iter()
-            .map(|(tenant, model, total)| Use { tenant, model, total })
+            .map(|(tenant, model, total)| used(tenant, model, total))
             .collect(),
         recent_refusals: broker
             .books
@@ -278,6 +285,18 @@ pub fn status(broker: &Broker, gpus: &GpuPlane, addresses: &Addresses) -> Status
                 message: tells(refusal.reason).then_some(refusal.message),
             })
             .collect(),
+    }
+}
+
+fn used(tenant: TenantId, model: ModelName, total: Total) -> Use {
+    let cost = total.cost.rounded();
+    Use {
+        tenant,
+        model,
+        joules: total.spent.energy.joules(),
+        gpu_seconds: total.spent.time.seconds(),
+        cost: (cost > Cost::ZERO).then(|| cost.units()),
+        total,
     }
 }
 

@@ -14,7 +14,11 @@ impl Table {
     }
 
     fn row<const N: usize>(&mut self, cells: [String; N]) {
-        self.rows.push(cells.map(|cell| shown(&cell)).into());
+        self.cells(cells);
+    }
+
+    fn cells(&mut self, cells: impl IntoIterator<Item = String>) {
+        self.rows.push(cells.into_iter().map(|cell| shown(&cell)).collect());
     }
 
     fn write(&self, out: &mut String) {
@@ -297,15 +301,26 @@ fn totals(report: &Value, out: &mut String) {
         return;
     }
     out.push_str("\nUSE SINCE START\n");
-    let mut table = Table::new(&["TENANT", "MODEL", "REQUESTS", "INPUT TOKENS", "OUTPUT TOKENS"]);
+    let number = |total: &Value, key: &str| total.get(key).and_then(Value::as_f64);
+    let joules = list(report, "totals").iter().any(|total| number(total, "joules") > Some(0.0));
+    let mut head = vec!["TENANT", "MODEL", "REQUESTS", "INPUT TOKENS", "OUTPUT TOKENS"];
+    head.extend(joules.then_some(["JOULES", "GPU SECONDS", "COST"]).into_iter().flatten());
+    let mut table = Table::new(&head);
     for total in list(report, "totals") {
-        table.row([
+        let shown = |key, digits: usize| {
+            number(total, key).map_or_else(|| "-".to_owned(), |number| format!("{number:.digits$}"))
+        };
+        let mut cells = vec![
             text(total, "tenant").to_owned(),
             text(total, "model").to_owned(),
             show(whole(total, "/requests")),
             show(whole(total, "/input_tokens")),
             show(whole(total, "/output_tokens")),
-        ]);
+        ];
+        if joules {
+            cells.extend([shown("joules", 0), shown("gpu_seconds", 1), shown("cost", 4)]);
+        }
+        table.cells(cells);
     }
     table.write(out);
 }

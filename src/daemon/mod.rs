@@ -11,7 +11,7 @@ use crate::{
     control::{Control, ReloadWish},
     gpu,
     ids::ServerId,
-    pipeline::{Broker, listen, trial, trust},
+    pipeline::{Broker, device::metering, listen, trial, trust},
     snapshot::GpuPlane,
     systemd::{Listeners, Notifier},
 };
@@ -169,6 +169,7 @@ impl Daemon {
         inner.spawn(control.serve_admin(doors.admin));
         inner.spawn(trial::watch(Arc::clone(&parts.broker)));
         inner.spawn(trust::watch::watch(Arc::clone(&parts.broker), make::find_files));
+        inner.spawn(metering::watch(Arc::clone(&parts.broker), gpus.subscribe()));
         let found = discoveries(&parts, Duration::ZERO);
         let mut found = std::pin::pin!(found);
         // Until then callers wait in the kernel's line: better than being told that there is no model.

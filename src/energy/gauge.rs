@@ -76,6 +76,11 @@ impl Gauge {
         self.source
     }
 
+    /// The last reading, empty ones too.
+    pub const fn at(&self) -> Option<Instant> {
+        self.at
+    }
+
     /// How often the counter went back, or jumped beyond all measure.
     pub const fn resets(&self) -> u64 {
         self.resets

@@ -143,7 +143,7 @@ impl Round {
 
 impl Meter {
     /// One round: what the cards say now, and what was done since the round before. Without readings
-    /// (`None`: no driver) what was done waits for the counters to come back.
+    /// (`None`: no driver) what was done waits for the counters to come back. `at` is not before any reading.
     pub fn round(
         &mut self,
         at: Instant,
@@ -161,7 +161,7 @@ impl Meter {
             let migs: Vec<&GpuState> = gpus.iter().filter(is_part).collect();
             let shared = shared(state, &migs, places, &active);
             let card = self.cards.entry(state.id.clone()).or_insert_with(|| Card::new(at));
-            let shares = card.read(at, state, &shared, &mut round);
+            let shares = card.read((at, driver), state, &shared, &mut round);
             round.cards.push((state.id.clone(), shares));
         }
         let is_listed = |id: &GpuId| gpus.iter().any(|gpu| gpu.id == *id);
@@ -236,19 +236,28 @@ impl Card {
 
     fn read(
         &mut self,
-        at: Instant,
+        (at, driver): (Instant, Option<&DriverState>),
         state: &GpuState,
         shared: &Shared,
         round: &mut Round,
     ) -> Shares {
-        self.listed = at;
+        let before = std::mem::replace(&mut self.listed, at);
         self.limit_w = state.power_limit_w.or(self.limit_w);
         if state.answering != Answering::Yes && state.energy_mj.is_none() {
             return self.missed(at, shared, round);
         }
+        let read_at = state.metered_at.or_else(|| driver.map(|driver| driver.read_at));
+        let read_at = read_at.unwrap_or(at);
+        if self.gauge.at().is_some_and(|last| read_at <= last) {
+            // Other cards were read, this one was not: its next reading covers this time too.
+            let span = at.saturating_duration_since(before);
+            let guess = Microjoules::ZERO;
+            self.await_energy(Step { span, guess, result: Measured::Later }, shared);
+            return Shares::default();
+        }
         let reading = Reading { energy_mj: state.energy_mj, power_w: state.power_w };
-        let step = self.gauge.read(at, reading);
-        self.step(at, step, shared, round)
+        let step = self.gauge.read(read_at, reading);
+        self.step(read_at, step, shared, round)
     }
 
     /// A round in which the card told nothing. What was done on it is paid by its counter once it is back.
@@ -311,6 +320,9 @@ impl Card {
     /// Notes who shares in the energy of this step. Steps weigh by what they drew above idle power, as
     /// far as their power tells.
     fn await_energy(&mut self, step: Step, shared: &Shared) {
+        if shared.shares.is_empty() {
+            return;
+        }
         let micros = u64::try_from(step.span.as_micros()).unwrap_or(u64::MAX);
         let idle = self.idle.part(step.guess, step.span, self.limit_w);
         let guess = match step.guess {

@@ -197,6 +197,37 @@ fn a_request_that_ends_between_two_rounds_is_paid_under_its_key() {
     assert_eq!(round.costs.len(), 1);
 }
 
+/// Meters may be read between rounds, and a card that hangs is left out then.
+#[test]
+fn cards_have_times_of_their_own() {
+    let places = places(&[("s", &["g", "h"], 1)]);
+    let (mut meter, start) = (Meter::default(), Instant::now());
+    let stamped = |name, energy_mj, millis| GpuState {
+        metered_at: Some(start + Duration::from_millis(millis)),
+        ..card(name, Some(energy_mj))
+    };
+    let rounds = [
+        (0, stamped("g", 0, 0), stamped("h", 0, 0), Progress::default()),
+        (500, stamped("g", 100_000, 500), stamped("h", 0, 0), done(&[("s", "a", 1)])),
+        (1000, stamped("g", 200_000, 1000), stamped("h", 400_000, 1000), done(&[("s", "b", 1)])),
+    ];
+    let mut all: BTreeMap<Key, Spent> = BTreeMap::new();
+    for (millis, g, h, progress) in rounds {
+        let driver = driver(vec![g, h], start);
+        let at = start + Duration::from_millis(millis);
+        for (key, spent) in meter.round(at, Some(&driver), &places, progress).grants {
+            let sum = all.entry(key).or_default();
+            *sum = sum.plus(spent);
+        }
+    }
+    // Of `g` each its own half second; of `h` both by time: half a second, and the second that it took.
+    assert_eq!(joules(all.get(&key("s", "a"))).round(), 85.0 + 113.0);
+    assert_eq!(joules(all.get(&key("s", "b"))).round(), 85.0 + 227.0);
+    for view in meter.cards() {
+        assert_eq!(view.shares.all().time.seconds(), 1.0);
+    }
+}
+
 /// What can happen to three cards, the first of them cut into two, in one round.
 #[derive(Clone, Debug)]
 struct Event {

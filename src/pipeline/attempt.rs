@@ -251,7 +251,7 @@ impl<'a> Attempt<'a> {
             None => self.record.first_content(),
         }
         // So that a caller who leaves now is charged for what he got.
-        self.record.output = self.watcher.output();
+        self.record.said(self.watcher.output());
     }
 
     fn hold(&mut self, raw: Bytes) -> Result<(), Fault> {
@@ -266,10 +266,20 @@ impl<'a> Attempt<'a> {
         Ok(())
     }
 
-    async fn give_all(&mut self, last: Vec<Bytes>) {
+    async fn give_all(&mut self, mut last: Vec<Bytes>) {
+        self.tell(&mut last);
         self.flush().await;
         for raw in last {
             self.slot.give(raw).await;
+        }
+    }
+
+    /// Puts before the end mark what the answer took, where the caller asked for it.
+    fn tell(&mut self, last: &mut [Bytes]) {
+        self.record.stops_working(Some(self.watcher.usage().0));
+        let told = self.record.told().filter(|_| self.record.tell_energy);
+        if let (Some(told), Some(end)) = (told, last.last_mut()) {
+            *end = told.before(end);
         }
     }
 

@@ -4,6 +4,7 @@ use super::{
     Broker,
     answer::{self, Reply},
     attempt::{self, Attempt, Ending},
+    device::working::{Told, Working},
     dispatch::{Ask, Outcome, Placement},
     flow::{First, Flow, Slot},
     id_header,
@@ -12,8 +13,10 @@ use super::{
 };
 use crate::{
     api::refuse,
+    energy::{Facts as WorkFacts, Key},
     error::Refusal,
     ids::{RequestId, ServerId},
+    units::Tokens,
 };
 use http::{HeaderMap, HeaderValue, Response, header::CACHE_CONTROL, header::CONTENT_TYPE};
 use std::{
@@ -28,6 +31,8 @@ struct Facts {
     server: Option<ServerId>,
     waited: Duration,
     attempts: u32,
+    /// What a whole answer took, where the caller asked for it.
+    told: Option<Told>,
 }
 
 type SharedFacts = Arc<Mutex<Facts>>;
@@ -59,14 +64,16 @@ async fn whole(
     let id = record.id.clone();
     let mut last: Option<Fault> = None;
     loop {
-        let placement = match turn(broker, &mut ask, &mut record).await {
+        let placement = match turn(broker, &mut ask, &mut record, false).await {
             Ok(placement) => placement,
             Err(refusal) => return refuse_whole(record, &id, last, refusal, fixed),
         };
         match relay::whole(&job, &placement, &record).await {
             Ok((body, watched)) => {
                 placement.report(Outcome::Answered);
-                let facts = facts_of(&record);
+                record.stops_working(Some(watched.usage));
+                let told = record.told().filter(|_| record.tell_energy);
+                let facts = Facts { told, ..facts_of(&record) };
                 drop(placement);
                 settle(broker, record, watched);
                 let json = HeaderValue::from_static("application/json");
@@ -157,7 +164,7 @@ async fn run(
     let gaps = broker.books.metrics.gaps(&ask.model);
     let mut last: Option<Fault> = None;
     loop {
-        let placement = match turn(&broker, &mut ask, &mut record).await {
+        let placement = match turn(&broker, &mut ask, &mut record, true).await {
             Ok(placement) => placement,
             Err(refusal) => {
                 let refusal = last.map_or(refusal, |fault| fault.refusal);
@@ -205,6 +212,7 @@ async fn turn(
     broker: &Arc<Broker>,
     ask: &mut Ask,
     record: &mut Record,
+    stream: bool,
 ) -> Result<Placement, Refusal> {
     let since = Instant::now();
     let placement = broker.dispatch.turn(ask).await;
@@ -216,7 +224,20 @@ async fn turn(
     // Until it is known better: a caller who leaves now leaves a server at work.
     record.had += 1;
     record.server = Some(placement.id().clone());
+    record.works(Working::begin(&broker.works, work_of(ask, record, &placement, stream)));
     Ok(placement)
+}
+
+/// What the meter must know of an attempt.
+fn work_of(ask: &Ask, record: &Record, placement: &Placement, stream: bool) -> WorkFacts {
+    let key = Key {
+        server: placement.id().clone(),
+        model: ask.model.clone(),
+        tenant: ask.tenant.clone(),
+        tier: ask.tier,
+    };
+    let input = record.counted.as_ref().map_or(Tokens::ZERO, |counted| counted.tokens);
+    WorkFacts { key, input, output: ask.tokens.less(input), stream }
 }
 
 /// Books a failed attempt. `true`: no further one may follow.
@@ -228,6 +249,7 @@ fn note(
     record: &mut Record,
     job: &Job,
 ) -> bool {
+    record.stops_working(None);
     if !fault.had {
         record.had = record.had.saturating_sub(1);
     }
@@ -273,7 +295,12 @@ fn settle(broker: &Arc<Broker>, mut record: Record, watched: Watched) {
 }
 
 fn facts_of(record: &Record) -> Facts {
-    Facts { server: record.server.clone(), waited: record.waited, attempts: record.attempts }
+    Facts {
+        server: record.server.clone(),
+        waited: record.waited,
+        attempts: record.attempts,
+        told: None,
+    }
 }
 
 fn add_facts(headers: &mut HeaderMap, fixed: HeaderMap, facts: &Facts) {
@@ -285,6 +312,9 @@ fn add_facts(headers: &mut HeaderMap, fixed: HeaderMap, facts: &Facts) {
     let millis = u64::try_from(facts.waited.as_millis()).unwrap_or(u64::MAX);
     headers.insert("x-berthd-queue-wait-ms", HeaderValue::from(millis));
     headers.insert("x-berthd-attempts", HeaderValue::from(facts.attempts));
+    if let Some(told) = &facts.told {
+        told.head(headers);
+    }
 }
 
 fn finish_head(

@@ -29,6 +29,7 @@ use crate::{
     admit::Admission,
     api::{Route, refuse},
     config::{Settings, Tenant},
+    energy::{Prices, Works},
     error::{Reason, Refusal},
     ids::{ModelName, RequestId},
     schedule::catalog::Entry,
@@ -61,6 +62,8 @@ pub struct Broker {
     pub trust: trust::Trust,
     /// What is known about the GPUs beyond their readings.
     pub devices: device::Devices,
+    /// Requests at work, for the meter.
+    pub works: Arc<Works>,
     /// Metrics, ledger, recent refusals.
     pub books: Arc<Books>,
     /// Set once, when the daemon stops: new requests are refused.
@@ -98,6 +101,7 @@ impl Broker {
             dispatch,
             trust: trust::Trust::default(),
             devices: device::Devices::default(),
+            works: Arc::default(),
             books: Arc::new(Books::default()),
             stopping: AtomicBool::new(false),
             compute,
@@ -179,6 +183,8 @@ impl Broker {
         let tier = auth::tier(headers, &tenant)?;
         record.tier = Some(tier);
         let deadline = auth::deadline(headers)?;
+        record.tell_energy = device::working::wants(headers)?;
+        record.prices = Prices::of(&settings.energy);
         // parse, authorise, count
         answer::check_media(headers)?;
         let (limits, limit) = (&settings.limits, settings.listen.body_limit);

@@ -1,9 +1,14 @@
 //! One request's record: what happened to it, written once at its end, whatever the end is.
 
-use super::{count::Counted, trust::Shadow};
+use super::{
+    count::Counted,
+    device::working::{Told, Working},
+    trust::Shadow,
+};
 use crate::{
     admit::Reservation,
     api::answer::Usage,
+    energy::{Prices, Spent},
     error::{Class, Reason, Refusal},
     ids::{ModelName, RequestId, ServerId, TenantId, Tier},
     ledger::Ledger,
@@ -124,6 +129,14 @@ pub struct Record {
     pub ttft: Option<Duration>,
     /// Output tokens so far, by our count.
     pub output: Tokens,
+    /// The attempt under way, for the meter.
+    working: Option<Working>,
+    /// What the attempts before took, where that is known.
+    spent: Option<Spent>,
+    /// The caller wants to know what the request took.
+    pub tell_energy: bool,
+    /// What that costs.
+    pub prices: Prices,
     written: bool,
 }
 
@@ -147,6 +160,10 @@ impl Record {
             waited: Duration::ZERO,
             ttft: None,
             output: Tokens::ZERO,
+            working: None,
+            spent: None,
+            tell_energy: false,
+            prices: Prices::default(),
             written: false,
         }
     }
@@ -159,6 +176,35 @@ impl Record {
     /// First content reached us.
     pub fn first_content(&mut self) {
         self.ttft.get_or_insert_with(|| self.started.elapsed());
+        if let Some(working) = &self.working {
+            working.first();
+        }
+    }
+
+    /// So much output came so far, by our count.
+    pub fn said(&mut self, output: Tokens) {
+        self.output = output;
+        if let Some(working) = &self.working {
+            working.output(output);
+        }
+    }
+
+    /// An attempt begins; `None` where nobody meters.
+    pub fn works(&mut self, working: Option<Working>) {
+        self.stops_working(None);
+        self.working = working;
+    }
+
+    /// The attempt is over, with `usage` if its answer is whole. What was known is not told twice.
+    pub fn stops_working(&mut self, usage: Option<Usage>) {
+        if let Some(spent) = self.working.take().and_then(|working| working.finish(usage)) {
+            self.spent = Some(self.spent.map_or(spent, |before| before.plus(spent)));
+        }
+    }
+
+    /// What the attempts that are over took, where that is known.
+    pub fn told(&self) -> Option<Told> {
+        self.spent.map(|spent| Told { spent, prices: self.prices })
     }
 
     /// The request was answered whole.
@@ -196,6 +242,8 @@ impl Record {
         if std::mem::replace(&mut self.written, true) {
             return;
         }
+        self.stops_working(usage);
+        let told = self.told();
         let usage = usage.unwrap_or_else(|| self.used());
         if let Some(reservation) = self.reservation.take() {
             reservation.settle(usage.total());
@@ -228,6 +276,9 @@ impl Record {
             input_tokens = usage.prompt.get(),
             count = self.counted.as_ref().map(|counted| counted.source.as_str()),
             output_tokens = usage.completion.get(),
+            joules = told.map(|told| told.spent.energy.joules()),
+            gpu_seconds = told.map(|told| told.spent.time.seconds()),
+            cost = told.and_then(|told| told.cost()),
             attempts = self.attempts,
             queue_ms = millis(self.waited),
             ttft_ms = self.ttft.map(millis),

@@ -68,6 +68,9 @@ pub struct GpuState {
     pub power_limit_w: Option<f64>,
     /// Energy since the driver was loaded, millijoules. It starts again from zero with the driver.
     pub energy_mj: Option<u64>,
+    /// When utilisation, power and energy were read: in the round, or later where they are read more often.
+    /// `None` for what has none of these.
+    pub metered_at: Option<Instant>,
     /// Core temperature, degrees Celsius.
     pub temperature_c: Option<u32>,
     /// Memory temperature, degrees Celsius.
@@ -336,6 +339,7 @@ impl GpuState {
             power_w: None,
             power_limit_w: None,
             energy_mj: None,
+            metered_at: None,
             temperature_c: None,
             memory_temperature_c: None,
             slowdown_c: None,

@@ -19,6 +19,7 @@ mod control;
 mod counts;
 mod docs;
 mod drift;
+mod energy;
 mod fake_driver;
 mod fake_faults;
 mod faults;

@@ -3,7 +3,10 @@
 //! Each subject is a task of its own that reads snapshots and tells the dispatch; what it found out is
 //! published here for the others and for operators.
 
-use crate::{fault::GpuHealth, holding::Holdings};
+pub mod metering;
+pub mod working;
+
+use crate::{energy::CardView, fault::GpuHealth, holding::Holdings};
 use arc_swap::ArcSwap;
 use std::sync::Arc;
 
@@ -12,6 +15,7 @@ use std::sync::Arc;
 pub struct Devices {
     holdings: ArcSwap<Holdings>,
     health: ArcSwap<Vec<GpuHealth>>,
+    metered: ArcSwap<Vec<CardView>>,
 }
 
 impl Devices {
@@ -25,6 +29,11 @@ impl Devices {
         self.health.load_full()
     }
 
+    /// How each GPU's energy was split.
+    pub fn metered(&self) -> Arc<Vec<CardView>> {
+        self.metered.load_full()
+    }
+
     /// Publishes who holds what.
     pub fn hold(&self, holdings: Holdings) {
         self.holdings.store(Arc::new(holdings));
@@ -33,5 +42,10 @@ impl Devices {
     /// Publishes how each GPU is.
     pub fn judge(&self, health: Vec<GpuHealth>) {
         self.health.store(Arc::new(health));
+    }
+
+    /// Publishes how each GPU's energy was split.
+    pub fn meter(&self, cards: Vec<CardView>) {
+        self.metered.store(Arc::new(cards));
     }
 }
