@@ -3,15 +3,22 @@
 //! Each subject is a task of its own that reads snapshots and tells the dispatch; what it found out is
 //! published here for the others and for operators.
 
+pub mod holding;
+mod offers;
+
+pub use offers::Offer;
+
 use crate::{fault::GpuHealth, holding::Holdings};
 use arc_swap::ArcSwap;
 use std::sync::Arc;
+use tokio::sync::watch;
 
 /// What is known about the devices beyond their readings.
 #[derive(Debug, Default)]
 pub struct Devices {
     holdings: ArcSwap<Holdings>,
     health: ArcSwap<Vec<GpuHealth>>,
+    offers: watch::Sender<Arc<Vec<Offer>>>,
 }
 
 impl Devices {
@@ -33,5 +40,26 @@ impl Devices {
     /// Publishes how each GPU is.
     pub fn judge(&self, health: Vec<GpuHealth>) {
         self.health.store(Arc::new(health));
+    }
+
+    /// Model servers on GPUs that nobody configured.
+    pub fn offers(&self) -> Arc<Vec<Offer>> {
+        Arc::clone(&self.offers.borrow())
+    }
+
+    /// The same, for whoever waits for changes.
+    pub fn watch_offers(&self) -> watch::Receiver<Arc<Vec<Offer>>> {
+        self.offers.subscribe()
+    }
+
+    /// Publishes model servers on GPUs that nobody configured, if they are others than before.
+    pub fn offer(&self, offers: Vec<Offer>) {
+        self.offers.send_if_modified(|before| {
+            let changed = **before != offers;
+            if changed {
+                *before = Arc::new(offers);
+            }
+            changed
+        });
     }
 }
