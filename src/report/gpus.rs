@@ -5,7 +5,7 @@ use crate::{
     fault::{Condition, GpuHealth, Needs},
     holding::Holder,
     ids::{GpuId, ServerId},
-    pipeline::Broker,
+    pipeline::{Broker, device::Offer},
     snapshot::{
         Answering, Clocks, DriverState, EccCounts, GpuPlane, GpuProcess, GpuState, MigPart, Modes,
         NvLink, Pcie, RecoveryAction, RemappedRows, RetiredPages,
@@ -34,6 +34,9 @@ pub struct Gpus {
     pub age_s: Option<f64>,
     /// Each GPU; MIG devices behind their card.
     pub list: Vec<Gpu>,
+    /// Model servers that were found by their process on a GPU and that nobody configured.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub found_servers: Vec<Offer>,
 }
 
 /// One GPU or MIG device. Names are those of the metrics where both exist.
@@ -112,6 +115,9 @@ pub struct Gpu {
     pub processes: Option<Vec<GpuProcess>>,
     /// Who holds its memory, the largest first; `None` when that is not known.
     pub holders: Option<Vec<Holder>>,
+    /// Memory of those holders whose own share the driver does not tell, together, bytes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub untold_bytes: Option<Bytes>,
     /// The model servers that use it.
     pub servers: Vec<ServerId>,
 }
@@ -121,6 +127,7 @@ pub fn gpus(broker: &Broker, plane: &GpuPlane) -> Gpus {
     let live = broker.live.load();
     let (health, holdings) = (broker.devices.health(), broker.devices.holdings());
     let mut gpus = readings(plane, &live.settings.gpu);
+    gpus.found_servers = broker.devices.offers().to_vec();
     for gpu in &mut gpus.list {
         let id = GpuId::from(gpu.uuid.as_str());
         if let Some(health) = health.iter().find(|health| health.gpu == id) {
@@ -128,6 +135,7 @@ pub fn gpus(broker: &Broker, plane: &GpuPlane) -> Gpus {
         }
         let held = holdings.gpus.iter().find(|holding| holding.gpu == id);
         gpu.holders = held.map(|holding| holding.holders.clone());
+        gpu.untold_bytes = held.and_then(|holding| holding.untold);
         let using = holdings.servers.iter().filter(|(_, on)| on.gpus.contains_key(&id));
         gpu.servers = using.map(|(server, _)| server.clone()).collect();
     }
@@ -143,6 +151,7 @@ pub fn readings(plane: &GpuPlane, rules: &config::Gpu) -> Gpus {
         nvml_version: None,
         age_s: None,
         list: Vec::new(),
+        found_servers: Vec::new(),
     };
     match plane {
         GpuPlane::Off => nothing("off", None),
@@ -160,6 +169,7 @@ pub fn readings(plane: &GpuPlane, rules: &config::Gpu) -> Gpus {
                 nvml_version: Some(nvml_version.clone()),
                 age_s: Some(age.as_secs_f64()),
                 list: gpus.iter().map(|state| gpu(state, stale)).collect(),
+                found_servers: Vec::new(),
             }
         }
     }
@@ -218,6 +228,7 @@ fn gpu(state: &GpuState, stale: bool) -> Gpu {
         recovery: state.recovery,
         processes: state.processes.clone(),
         holders: None,
+        untold_bytes: None,
         servers: Vec::new(),
     }
 }

@@ -115,6 +115,9 @@ pub(super) fn write(report: &Value, out: &mut String) {
         ]);
     }
     table.write(out);
+    for line in found(gpus).lines() {
+        let _ = writeln!(out, "  {line}");
+    }
 }
 
 /// Who holds memory, the largest first, without what the driver keeps.
@@ -133,6 +136,11 @@ fn owner(holder: &Value) -> String {
     match text(holder, "owner") {
         "server" => shown(text(holder, "server")),
         "driver" => "(driver)".to_owned(),
+        "shared" => {
+            let servers: Vec<&str> =
+                list(holder, "servers").iter().filter_map(Value::as_str).collect();
+            shown(&servers.join(" or "))
+        }
         _ => {
             let place = ["unit", "container"].into_iter().find_map(|key| holder.get(key)?.as_str());
             let program = shown(text(holder, "name"));
@@ -159,7 +167,26 @@ pub fn gpus(gpus: &Value) -> String {
     for gpu in list(gpus, "list") {
         block(gpu, &mut out);
     }
+    out.push_str(&found(gpus));
     out
+}
+
+/// Model servers on the cards that get no requests, with what would change that.
+fn found(gpus: &Value) -> String {
+    let mut lines = String::new();
+    for server in list(gpus, "found_servers") {
+        let models: Vec<&str> = list(server, "models").iter().filter_map(Value::as_str).collect();
+        let _ = writeln!(
+            lines,
+            "found: {} at {}:{} (pid {}) serves {}; it has no entry in the configuration",
+            shown(text(server, "kind")),
+            shown(text(server, "host")),
+            show(whole(server, "/port")),
+            show(whole(server, "/pid")),
+            shown(&models.join(", ")),
+        );
+    }
+    lines
 }
 
 fn block(gpu: &Value, out: &mut String) {
@@ -336,6 +363,9 @@ fn holders(gpu: &Value, out: &mut String) {
             let held = memory(whole(process, "/memory"));
             rows.push((shown(text(process, "name")), held, pids(&pid)));
         }
+    }
+    if let Some(bytes) = whole(gpu, "/untold_bytes") {
+        rows.push(("(those with ?, together)".to_owned(), gib(Some(bytes)), String::new()));
     }
     let width = rows.iter().map(|(who, ..)| who.chars().count()).max().unwrap_or(0);
     for (at, (who, held, pids)) in rows.iter().enumerate() {
