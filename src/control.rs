@@ -145,7 +145,7 @@ impl Control {
         let path = request.uri().path();
         let reads = request.method() == Method::GET || request.method() == Method::HEAD;
         match path {
-            "/status" | "/metrics" | "/healthz"
+            "/status" | "/gpus" | "/metrics" | "/healthz"
                 if door == Door::Admin && !self.is_ours(request) =>
             {
                 text(
@@ -154,11 +154,12 @@ impl Control {
                 )
             }
             "/status" if reads => self.status(),
+            "/gpus" if reads => self.gpus(),
             "/metrics" if reads => self.metrics(request.headers()),
             "/healthz" if reads => self.health(),
-            "/status" | "/metrics" | "/healthz" => wrong_method("GET"),
+            "/status" | "/gpus" | "/metrics" | "/healthz" => wrong_method("GET"),
             _ if door == Door::Admin => {
-                text(StatusCode::NOT_FOUND, "Here are /metrics, /status and /healthz.\n")
+                text(StatusCode::NOT_FOUND, "Here are /metrics, /status, /gpus and /healthz.\n")
             }
             _ if request.method() != Method::POST => match path {
                 "/reload" => wrong_method("POST"),
@@ -167,7 +168,7 @@ impl Control {
                 }
                 _ => text(
                     StatusCode::NOT_FOUND,
-                    "Here are GET /status, /metrics, /healthz and POST /drain/SERVER, /undrain/SERVER, /reload.\n",
+                    "Here are GET /status, /gpus, /metrics, /healthz and POST /drain/SERVER, /undrain/SERVER, /reload.\n",
                 ),
             },
             "/reload" => self.reload().await,
@@ -194,10 +195,12 @@ impl Control {
 
     fn status(&self) -> Response<Full<Bytes>> {
         let gpus = Arc::clone(&self.gpus.borrow());
-        match serde_json::to_vec(&report::status(&self.broker, &gpus, &self.addresses)) {
-            Ok(body) => typed(StatusCode::OK, "application/json", body),
-            Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, &format!("{error}\n")),
-        }
+        json(&report::status(&self.broker, &gpus, &self.addresses))
+    }
+
+    fn gpus(&self) -> Response<Full<Bytes>> {
+        let gpus = Arc::clone(&self.gpus.borrow());
+        json(&report::gpus::gpus(&self.broker, &gpus))
     }
 
     /// In the format that the reader asks for, as Prometheus does; older text for everybody else.
@@ -274,6 +277,13 @@ fn wrong_method(right: &'static str) -> Response<Full<Bytes>> {
     let mut response = text(StatusCode::METHOD_NOT_ALLOWED, &format!("This takes {right}.\n"));
     response.headers_mut().insert(ALLOW, HeaderValue::from_static(right));
     response
+}
+
+fn json(report: &impl serde::Serialize) -> Response<Full<Bytes>> {
+    match serde_json::to_vec(report) {
+        Ok(body) => typed(StatusCode::OK, "application/json", body),
+        Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, &format!("{error}\n")),
+    }
 }
 
 fn text(status: StatusCode, text: &str) -> Response<Full<Bytes>> {

@@ -25,8 +25,9 @@ pub mod ledger;
 pub mod queue;
 pub mod schedule;
 
-// Floor 4: edges: hardware, sockets, model servers.
+// Floor 4: edges: hardware, processes, sockets, model servers.
 pub mod gpu;
+pub mod processes;
 pub mod servers;
 
 // Floor 5: what happens to a request; what operators see.

@@ -1,6 +1,7 @@
 //! The command line: what each subcommand takes, and where it goes.
 
 pub mod client;
+pub mod gpus;
 pub mod keys;
 pub mod operate;
 pub mod quickstart;
@@ -34,6 +35,8 @@ enum Command {
     Check(ConfigFile),
     /// Show GPUs, servers, queue and recent refusals of the running daemon.
     Status(operate::StatusOptions),
+    /// Show every reading of the GPUs, who holds their memory, and what is wrong with them.
+    Gpus(gpus::Options),
     /// Give a server nothing new; what runs there may finish.
     Drain(operate::ServerName),
     /// Give a drained server requests again.
@@ -114,6 +117,7 @@ pub fn run(cli: Cli) -> Result<(), Failure> {
         Command::Quickstart(options) => quickstart::run(options),
         Command::Check(file) => serve::check(&file.config),
         Command::Status(options) => operate::status(&options),
+        Command::Gpus(options) => gpus::run(&options),
         Command::Drain(server) => operate::drain(&server, true),
         Command::Undrain(server) => operate::drain(&server, false),
         Command::Reload(socket) => operate::reload(&socket),

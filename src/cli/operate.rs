@@ -53,13 +53,22 @@ pub fn status(options: &StatusOptions) -> Result<(), Failure> {
 /// Drains a server, or takes it back.
 pub fn drain(server: &ServerName, drained: bool) -> Result<(), Failure> {
     let verb = if drained { "drain" } else { "undrain" };
-    let name: String = server.server.bytes().map(escaped).collect();
-    say(ask(&server.socket, Method::POST, &format!("/{verb}/{name}"))?)
+    post(&server.socket, &format!("/{verb}/{}", escaped_name(&server.server)))
+}
+
+/// Asks the daemon to do something, and prints what it says.
+pub(super) fn post(socket: &Socket, path: &str) -> Result<(), Failure> {
+    say(ask(socket, Method::POST, path)?)
+}
+
+/// A name as it stands in a path.
+pub(super) fn escaped_name(name: &str) -> String {
+    name.bytes().map(escaped).collect()
 }
 
 /// Reloads the configuration.
 pub fn reload(socket: &Socket) -> Result<(), Failure> {
-    say(ask(socket, Method::POST, "/reload")?)
+    post(socket, "/reload")
 }
 
 /// A byte of a name in a path.

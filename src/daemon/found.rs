@@ -5,11 +5,11 @@
 //! configuration already gives to another: a stranger would read tenants' prompts, or shrink a window.
 
 use super::make::client_limits;
-use super::parts::{Parts, Watched, named};
+use super::parts::{Origin, Parts, Watched, named};
 use crate::{
-    config::{self, Place},
+    config::{self, FoundOnGpu, Place},
     ids::{ModelName, ServerId},
-    pipeline::Broker,
+    pipeline::{Broker, device::Offer as Offered},
     servers::{discover, remote::Remote},
     snapshot::{Health, ServerKind, ServerState},
 };
@@ -34,26 +34,53 @@ pub(super) struct Offer {
 impl Parts {
     /// Discovered servers join, unless they are known by now; those long down leave.
     pub(super) fn adopt(&mut self, found: Vec<discover::Found>) {
+        self.forget_gone();
+        for server in found {
+            self.adopt_one(&server, Origin::Port);
+        }
+    }
+
+    /// Servers that were found by their process on a GPU join in the same way, if the operator wants it.
+    pub(super) fn adopt_offered(&mut self, offers: &[Offered]) {
+        if self.broker.live.load().settings.gpu.found != FoundOnGpu::Adopt {
+            return;
+        }
+        for offer in offers {
+            let found = discover::Found {
+                kind: offer.kind,
+                host: offer.host.clone(),
+                port: offer.port,
+                models: Vec::new(),
+                version: offer.version.clone(),
+            };
+            self.adopt_one(&found, Origin::Gpu);
+        }
+    }
+
+    /// Found servers that are down for long leave.
+    pub(super) fn forget_gone(&mut self) {
         let now = Instant::now();
-        let gone = |watched: &&Watched| watched.found && long_down(watched, now);
+        let found = |watched: &Watched| watched.origin != Origin::Configured;
+        let gone = |watched: &&Watched| found(watched) && long_down(watched, now);
         let gone: Vec<ServerId> =
             self.watched.values().filter(gone).map(|watched| watched.config.name.clone()).collect();
         for id in &gone {
             tracing::info!(server = id.as_str(), "a found server stayed down and is forgotten");
             self.leave(id);
         }
-        for server in found {
-            self.adopt_one(&server);
-        }
     }
 
-    fn adopt_one(&mut self, server: &discover::Found) {
+    fn adopt_one(&mut self, server: &discover::Found, origin: Origin) {
         let config = configured(server);
-        let at = local_port(&config.place);
-        let there = self.watched.values().find(|watched| local_port(&watched.config.place) == at);
+        let same = |watched: &&Watched| is_same_place(&watched.config.place, &config.place);
+        let there = self.watched.values().find(same);
         let before = match there {
             // Configured, or found before.
-            Some(watched) if !watched.found || watched.config.kind == server.kind => return,
+            Some(watched)
+                if watched.origin == Origin::Configured || watched.config.kind == server.kind =>
+            {
+                return;
+            }
             // A page that came late makes any server look like a plain one; one that answers as what it
             // was taken for stays that.
             Some(watched) if server.kind == ServerKind::OpenAi && !is_down(watched) => return,
@@ -71,7 +98,7 @@ impl Parts {
         let limits = client_limits(&live.settings);
         let Some(remote) = Remote::new(&config, live.settings.probe.limit, limits) else { return };
         tracing::info!(server = config.name.as_str(), "found a model server");
-        self.watch(Arc::new(remote), &live.settings.probe, config, true);
+        self.watch(Arc::new(remote), &live.settings.probe, config, origin);
     }
 }
 
@@ -82,7 +109,7 @@ pub(super) fn discoveries(
 ) -> impl Future<Output = Vec<discover::Found>> + use<> {
     let on = parts.discovers();
     let mut known = parts.own_ports.clone();
-    let configured = parts.watched.values().filter(|watched| !watched.found);
+    let configured = parts.watched.values().filter(|watched| watched.origin == Origin::Configured);
     known.extend(configured.filter_map(|watched| local_port(&watched.config.place)));
     async move {
         if !on {
@@ -105,12 +132,39 @@ pub(super) fn local_port(place: &Place) -> Option<u16> {
     local.then_some(*port)
 }
 
+/// Do both addresses lead to the same listener? On this host's loopback the port tells.
+pub(super) fn is_same_place(one: &Place, other: &Place) -> bool {
+    match (local_port(one), local_port(other)) {
+        (Some(one), Some(other)) => one == other,
+        (None, None) => match (one, other) {
+            (Place::Http { host, port, .. }, Place::Http { host: to, port: at, .. }) => {
+                host.eq_ignore_ascii_case(to) && port == at
+            }
+            _ => false,
+        },
+        _ => false,
+    }
+}
+
+/// A found server's name: its kind and port, and its host if that is not loopback.
+fn name(server: &discover::Found, place: &Place) -> ServerId {
+    let kind = server.kind.as_str();
+    if local_port(place).is_some() {
+        return format!("{kind}-{}", server.port).into();
+    }
+    let plain = |letter: char| if letter.is_ascii_alphanumeric() { letter } else { '.' };
+    let bare = server.host.trim_matches(['[', ']']);
+    let host: String = bare.chars().map(plain).collect();
+    format!("{kind}-{host}-{}", server.port).into()
+}
+
 /// The entry that an operator would have written.
 fn configured(server: &discover::Found) -> config::Server {
+    let place = Place::Http { host: server.host.clone(), port: server.port, prefix: String::new() };
     config::Server {
-        name: format!("{}-{}", server.kind.as_str(), server.port).into(),
+        name: name(server, &place),
         kind: server.kind,
-        place: Place::Http { host: server.host.clone(), port: server.port, prefix: String::new() },
+        place,
         api_key: None,
         models: Vec::new(),
         kv_tokens: None,
@@ -180,7 +234,10 @@ mod tests {
     use super::*;
     use crate::{daemon::make, servers::ModelServer, snapshot::ServedModel, systemd::Notifier};
     use config::Settings;
-    use std::{collections::HashMap, path::PathBuf};
+    use std::{
+        collections::{BTreeSet, HashMap},
+        path::PathBuf,
+    };
 
     fn settings(rows: &str) -> Settings {
         let text = format!(
@@ -317,6 +374,38 @@ mod tests {
         assert_eq!(offer.of(&stranger).models, []);
     }
 
+    #[tokio::test(start_paused = true)]
+    async fn servers_on_gpus_join_only_where_that_is_wanted() {
+        let offered = |host: &str| Offered {
+            kind: ServerKind::Vllm,
+            host: host.to_owned(),
+            port: 1,
+            models: vec!["m".into()],
+            version: None,
+            gpus: BTreeSet::new(),
+            pid: 41,
+        };
+        let offers = [offered("127.0.0.1"), offered("172.17.0.2"), offered("[fd00::2]")];
+        let mut parts_of = parts(settings(""), settings("")).await;
+        parts_of.adopt_offered(&offers);
+        assert_eq!(names(&parts_of), [""; 0], "by default they are only told of");
+
+        let adopts = "[gpu]\nfound_servers = \"adopt\"\n[probe]\ndiscover = false\n";
+        let taken = server("mine", "http://172.17.0.2:1");
+        let mut parts = parts(settings(adopts), settings(&format!("{adopts}{taken}"))).await;
+        parts.adopt_offered(&offers);
+        parts.adopt_offered(&offers);
+        assert_eq!(names(&parts), ["vllm-1", "vllm-172.17.0.2-1", "vllm-fd00..2-1"]);
+        parts.try_reload().await.unwrap();
+        // The one that has an entry by now left; looking at ports or not is another matter.
+        assert_eq!(names(&parts), ["mine", "vllm-1", "vllm-fd00..2-1"]);
+        parts.adopt_offered(&offers);
+        assert_eq!(names(&parts), ["mine", "vllm-1", "vllm-fd00..2-1"]);
+        tokio::time::sleep(GONE_AFTER).await;
+        parts.forget_gone();
+        assert_eq!(names(&parts), ["mine"], "those that stay down are forgotten");
+    }
+
     // A change of a timeout loaded every embedded model a second time, beside the first.
     #[tokio::test(start_paused = true)]
     async fn a_change_of_rules_loads_no_embedded_model_again() {
@@ -332,7 +421,7 @@ mod tests {
         let loaded: Arc<dyn ModelServer> =
             Arc::new(Remote::new(http, DISCOVER_LIMIT, limits).unwrap());
         let rules = parts.broker.live.load().settings.probe.clone();
-        parts.watch(loaded, &rules, folder, false);
+        parts.watch(loaded, &rules, folder, Origin::Configured);
         let told = parts.try_reload().await.unwrap();
         assert!(told.contains("1 servers kept, 0 new or changed, 0 removed"), "{told}");
         assert_eq!(names(&parts), ["inside"]);

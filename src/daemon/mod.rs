@@ -11,7 +11,8 @@ use crate::{
     control::{Control, ReloadWish},
     gpu,
     ids::ServerId,
-    pipeline::{Broker, device::metering, listen, trial, trust},
+    pipeline::{Broker, device, listen, trial, trust},
+    processes,
     snapshot::GpuPlane,
     systemd::{Listeners, Notifier},
 };
@@ -169,7 +170,14 @@ impl Daemon {
         inner.spawn(control.serve_admin(doors.admin));
         inner.spawn(trial::watch(Arc::clone(&parts.broker)));
         inner.spawn(trust::watch::watch(Arc::clone(&parts.broker), make::find_files));
-        inner.spawn(metering::watch(Arc::clone(&parts.broker), gpus.subscribe()));
+        inner.spawn(device::holding::watch(
+            Arc::clone(&parts.broker),
+            gpus.subscribe(),
+            processes::Reader::default(),
+            parts.own_ports.clone(),
+        ));
+        let mut offered = parts.broker.devices.watch_offers();
+        inner.spawn(device::metering::watch(Arc::clone(&parts.broker), gpus.subscribe()));
         let found = discoveries(&parts, Duration::ZERO);
         let mut found = std::pin::pin!(found);
         // Until then callers wait in the kernel's line: better than being told that there is no model.
@@ -207,10 +215,17 @@ impl Daemon {
                     parts.adopt(servers);
                     found.set(discoveries(&parts, DISCOVER_EVERY));
                 }
+                Ok(()) = offered.changed() => {
+                    let offers = Arc::clone(&offered.borrow_and_update());
+                    parts.adopt_offered(&offers);
+                }
                 () = heart.due() => heart.beat(),
-                _ = status.tick() => parts.notifier.status(&parts.status_line()),
+                _ = status.tick() => {
+                    parts.forget_gone();
+                    parts.notifier.status(&parts.status_line());
+                }
                 _ = callers.join_next() => break Some("the callers' listener"),
-                _ = inner.join_next() => break Some("an operators' door, the trial watcher or the watcher of counts"),
+                _ = inner.join_next() => break Some("an operators' door or a watcher (trials, counts, devices)"),
                 () = gpus.ended() => break Some("the GPU thread"),
             }
         };

@@ -4,7 +4,7 @@ use super::found::{self, Offer};
 use super::make::{live, make};
 use super::{Reread, StartError};
 use crate::{
-    config::{self, Place, Settings},
+    config::{self, FoundOnGpu, Place, Settings},
     ids::{ModelName, ServerId},
     pipeline::Broker,
     servers::{ModelServer, probe},
@@ -30,12 +30,23 @@ pub(super) struct Parts {
     pub(super) own_ports: Vec<u16>,
 }
 
+/// How a server came to be known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Origin {
+    /// The configuration has an entry for it.
+    Configured,
+    /// It was found on a default port.
+    Port,
+    /// It was found by its process on a GPU.
+    Gpu,
+}
+
 /// One server's watcher; dropping it ends the watching.
 pub(super) struct Watched {
     /// As configured, or as discovery made it up.
     pub(super) config: config::Server,
-    /// Found on a default port: nobody configured it.
-    pub(super) found: bool,
+    /// Who named it.
+    pub(super) origin: Origin,
     /// When it was first watched; stands in for the last answer of one that never gave any.
     pub(super) since: Instant,
     /// What it said last, whole.
@@ -71,7 +82,7 @@ impl Parts {
     pub(super) async fn add(&mut self, config: config::Server) -> Result<(), StartError> {
         let live = self.broker.live.load_full();
         let server = make(&config, &live.settings).await?;
-        self.watch(server, &live.settings.probe, config, false);
+        self.watch(server, &live.settings.probe, config, Origin::Configured);
         Ok(())
     }
 
@@ -80,7 +91,7 @@ impl Parts {
         server: Arc<dyn ModelServer>,
         rules: &config::Probe,
         config: config::Server,
-        found: bool,
+        origin: Origin,
     ) {
         let id = server.id().clone();
         let nudge = Arc::new(Notify::new());
@@ -89,7 +100,7 @@ impl Parts {
         let (saw, seen) = watch::channel(false);
         self.broker.dispatch.join(Arc::clone(&server), Arc::clone(&nudge), first);
         let dispatch = Arc::clone(&self.broker.dispatch);
-        let mut offer = found.then(|| Offer::new(&self.broker));
+        let mut offer = (origin != Origin::Configured).then(|| Offer::new(&self.broker));
         let rules = rules.clone();
         let (kept, since) = (readings.clone(), Instant::now());
         let mut task = JoinSet::new();
@@ -107,7 +118,7 @@ impl Parts {
             };
             tokio::join!(probe::watch(asked, rules, publish, nudge), forward);
         });
-        let watched = Watched { config, found, since, readings: kept, server, seen, _task: task };
+        let watched = Watched { config, origin, since, readings: kept, server, seen, _task: task };
         self.watched.insert(id, watched);
     }
 
@@ -140,7 +151,8 @@ impl Parts {
         let (mut kept, mut changed) = (0, 0);
         for config in &settings.servers {
             let known = self.watched.get(&config.name);
-            let known = known.filter(|watched| !watched.found && watched.config == *config);
+            let configured = |watched: &&Watched| watched.origin == Origin::Configured;
+            let known = known.filter(|watched| configured(watched) && watched.config == *config);
             match known {
                 Some(_) if rules_same => kept += 1,
                 // A model in this process has no connection: it is watched by the new rules, and not
@@ -168,7 +180,7 @@ impl Parts {
             self.leave(id);
         }
         for (server, config) in made {
-            self.watch(server, &probe, config, false);
+            self.watch(server, &probe, config, Origin::Configured);
         }
         self.broker.trust.wake();
         let mut what = format!(
@@ -184,13 +196,20 @@ impl Parts {
     /// The servers for which there is no place any more: those no longer configured, and found ones that
     /// are configured by now, or that nobody looks for any more.
     fn gone(&self, servers: &[config::Server], discover: bool) -> Vec<ServerId> {
+        let adopts = self.broker.live.load().settings.gpu.found == FoundOnGpu::Adopt;
         let stays = |id: &ServerId, watched: &Watched| {
             if servers.iter().any(|server| server.name == *id) {
                 return true;
             }
-            let at = found::local_port(&watched.config.place);
-            let configured = || servers.iter().any(|one| found::local_port(&one.place) == at);
-            watched.found && discover && !configured()
+            let configured = || {
+                servers.iter().any(|one| found::is_same_place(&one.place, &watched.config.place))
+            };
+            let looked_for = match watched.origin {
+                Origin::Configured => false,
+                Origin::Port => discover,
+                Origin::Gpu => adopts,
+            };
+            looked_for && !configured()
         };
         let gone = self.watched.iter().filter(|(id, watched)| !stays(id, watched));
         gone.map(|(id, _)| id.clone()).collect()

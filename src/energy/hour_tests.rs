@@ -100,7 +100,7 @@ fn places() -> Places {
     }
     let owner = Owner::Foreign { name: "training".into(), unit: None, container: None };
     let holder = Holder { owner, memory: None, pids: vec![FOREIGN_PID] };
-    holdings.gpus.push(GpuHolding { gpu: gpu(0), holders: vec![holder] });
+    holdings.gpus.push(GpuHolding { gpu: gpu(0), holders: vec![holder], untold: None });
     Places::of(&holdings, std::iter::empty())
 }
 

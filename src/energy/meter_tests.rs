@@ -43,7 +43,7 @@ fn places(servers: &[(&str, &[&str], u32)]) -> Places {
     }
     let owner = Owner::Foreign { name: "other".into(), unit: None, container: None };
     let holder = Holder { owner, memory: None, pids: vec![99] };
-    holdings.gpus.push(GpuHolding { gpu: "g".into(), holders: vec![holder] });
+    holdings.gpus.push(GpuHolding { gpu: "g".into(), holders: vec![holder], untold: None });
     Places::of(&holdings, std::iter::empty())
 }
 

@@ -39,7 +39,8 @@ impl Places {
                     Owner::Server { server } => {
                         places.pids.extend(holder.pids.iter().map(|pid| (*pid, server.clone())));
                     }
-                    Owner::Driver => {}
+                    // Whose it is of several is not known; it is not foreign.
+                    Owner::Shared { .. } | Owner::Driver => {}
                 }
             }
         }

@@ -1,6 +1,6 @@
 //! The gauges that are set anew for each page: what servers and GPUs are like now.
 
-use super::{GpuLabels, Metrics, ServerLabel};
+use super::{Metrics, ServerLabel};
 use crate::{
     pipeline::dispatch::ServerView,
     snapshot::{GpuPlane, Health},
@@ -49,38 +49,10 @@ impl Metrics {
     }
 
     pub(super) fn set_gpus(&self, plane: &GpuPlane) {
-        for family in [&self.gpu_memory_used, &self.gpu_memory_total, &self.gpu_processes] {
-            family.clear();
-        }
-        for family in [&self.gpu_utilisation, &self.gpu_power, &self.gpu_temperature] {
-            family.clear();
-        }
-        self.gpu_age.0.set(f64::NAN);
-        let GpuPlane::Driver(driver) = plane else { return };
-        self.gpu_age.0.set(driver.read_at.elapsed().as_secs_f64());
-        for gpu in &driver.gpus {
-            let labels =
-                GpuLabels { gpu: gpu.id.to_string(), index: gpu.index, name: gpu.name.clone() };
-            let int = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
-            if let Some(bytes) = gpu.memory_used {
-                self.gpu_memory_used.get_or_create(&labels).set(int(bytes.get()));
-            }
-            if let Some(bytes) = gpu.memory_total {
-                self.gpu_memory_total.get_or_create(&labels).set(int(bytes.get()));
-            }
-            if let Some(percent) = gpu.utilisation_percent {
-                self.gpu_utilisation.get_or_create(&labels).set(f64::from(percent) / 100.0);
-            }
-            if let Some(watts) = gpu.power_w {
-                self.gpu_power.get_or_create(&labels).set(watts);
-            }
-            if let Some(celsius) = gpu.temperature_c {
-                self.gpu_temperature.get_or_create(&labels).set(f64::from(celsius));
-            }
-            if let Some(processes) = &gpu.processes {
-                let count = i64::try_from(processes.len()).unwrap_or(i64::MAX);
-                self.gpu_processes.get_or_create(&labels).set(count);
-            }
-        }
+        self.gpu_age.0.set(match plane {
+            GpuPlane::Driver(driver) => driver.read_at.elapsed().as_secs_f64(),
+            GpuPlane::Off | GpuPlane::NoDriver(_) => f64::NAN,
+        });
+        self.cards.set(plane);
     }
 }

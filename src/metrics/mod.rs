@@ -12,7 +12,10 @@ use crate::{
     units::Tokens,
 };
 use prometheus_client::{
-    encoding::{EncodeLabelSet, EncodeMetric, MetricEncoder, text::encode},
+    encoding::{
+        EncodeLabelSet, EncodeMetric, MetricEncoder,
+        text::{encode_eof, encode_registry},
+    },
     metrics::{
         MetricType,
         counter::Counter,
@@ -55,6 +58,7 @@ macro_rules! histograms {
     }};
 }
 
+mod cards;
 mod counting;
 mod energy;
 mod gauges;
@@ -64,6 +68,7 @@ mod tests;
 
 pub use older::older_text;
 
+use cards::Cards;
 use counting::Counting;
 use energy::Energy;
 
@@ -107,13 +112,6 @@ struct ServerLabel {
 struct ServerCause {
     server: String,
     cause: &'static str,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct GpuLabels {
-    gpu: String,
-    index: u32,
-    name: String,
 }
 
 type FloatGauge = Gauge<f64, AtomicU64>;
@@ -200,13 +198,10 @@ pub struct Metrics {
     server_waiting: Family<ServerLabel, IntGauge>,
     server_kv: Family<ServerLabel, FloatGauge>,
     server_age: Family<ServerLabel, FloatGauge>,
-    gpu_memory_used: Family<GpuLabels, IntGauge>,
-    gpu_memory_total: Family<GpuLabels, IntGauge>,
-    gpu_utilisation: Family<GpuLabels, FloatGauge>,
-    gpu_power: Family<GpuLabels, FloatGauge>,
-    gpu_temperature: Family<GpuLabels, FloatGauge>,
-    gpu_processes: Family<GpuLabels, IntGauge>,
     gpu_age: Perhaps,
+    cards: Cards,
+    /// Families whose names are not ours, so without our prefix.
+    bare: Registry,
 }
 
 impl Default for Metrics {
@@ -234,6 +229,10 @@ impl Metrics {
             Unit::Seconds,
             gpu_age.clone(),
         );
+        let cards = Cards::default();
+        r.register_collector(Box::new(cards::Own(cards.clone())));
+        let mut bare = Registry::default();
+        bare.register_collector(Box::new(cards::Dcgm(cards.clone())));
         Self {
             page: Mutex::new(()),
             started: Instant::now(),
@@ -298,20 +297,12 @@ impl Metrics {
                 "Age of the server's newest readings",
                 Unit::Seconds
             ),
-            gpu_memory_used: family!(r, "gpu_memory_used", "GPU memory in use", Unit::Bytes),
-            gpu_memory_total: family!(r, "gpu_memory_total", "GPU memory in all", Unit::Bytes),
-            gpu_utilisation: family!(
-                r,
-                "gpu_utilisation_ratio",
-                "Share of time with a kernel running"
-            ),
-            gpu_power: family!(r, "gpu_power_watts", "Power drawn"),
-            gpu_temperature: family!(r, "gpu_temperature_celsius", "Core temperature"),
-            gpu_processes: family!(r, "gpu_processes", "Processes that hold memory on the GPU"),
             uptime,
             running,
             connections,
             gpu_age,
+            cards,
+            bare,
             registry: r,
         }
     }
@@ -416,7 +407,9 @@ impl Metrics {
         self.set_gpus(gpus);
         let mut text = String::with_capacity(16 * 1024);
         // Writing to a string cannot fail.
-        let _ = encode(&mut text, &self.registry);
+        let _ = encode_registry(&mut text, &self.registry);
+        let _ = encode_registry(&mut text, &self.bare);
+        let _ = encode_eof(&mut text);
         text
     }
 }

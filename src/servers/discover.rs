@@ -1,4 +1,4 @@
-//! Looks for model servers on this host's usual ports.
+//! Looks for model servers on this host's usual ports, or at any listener that it is sent to.
 //!
 //! A port proves nothing: a server is taken for what its own pages say it is, and a port whose
 //! answer is no model list is left alone. A server that wants an API key cannot be used unasked, so
@@ -19,7 +19,7 @@ use tokio::task::JoinSet;
 /// vLLM and others, SGLang, llama.cpp, Ollama, TGI, LM Studio and mistral.rs.
 pub const PORTS: [u16; 6] = [8000, 30000, 8080, 11434, 3000, 1234];
 
-/// Only loopback is asked: what listens elsewhere is not this host's to offer.
+/// Usual ports are asked on loopback only: what listens elsewhere is not this host's to offer.
 const HOST: &str = "127.0.0.1";
 
 /// On loopback a listening port answers in microseconds.
@@ -50,7 +50,7 @@ pub async fn discover(limit: Duration, own: &[u16]) -> Vec<Found> {
 pub async fn among(ports: &[u16], limit: Duration, own: &[u16]) -> Vec<Found> {
     let mut questions = JoinSet::new();
     for (place, &port) in ports.iter().enumerate().filter(|(_, port)| !own.contains(port)) {
-        questions.spawn(async move { (place, recognise(port, limit).await) });
+        questions.spawn(async move { (place, recognise(HOST, port, limit).await) });
     }
     let mut found = Vec::new();
     while let Some(answer) = questions.join_next().await {
@@ -62,13 +62,15 @@ pub async fn among(ports: &[u16], limit: Duration, own: &[u16]) -> Vec<Found> {
     found.into_iter().map(|(_, server)| server).collect()
 }
 
-async fn recognise(port: u16, limit: Duration) -> Option<Found> {
+/// Asks one listener of this host, at an address as URLs have it, whether it is a model server. Each page
+/// must come within `limit`. Dropping the future ends the question.
+pub async fn recognise(host: &str, port: u16, limit: Duration) -> Option<Found> {
     let limits =
         ClientLimits { connect: CONNECT_LIMIT.min(limit), idle_max: 1, keep_after_stream: false };
-    let client = Client::new(HOST.to_owned(), port, String::new(), None, limits);
+    let client = Client::new(host.to_owned(), port, String::new(), None, limits);
     let (status, page) = client.get(MODELS, limit, PAGE_MAX).await.ok()?;
     let found =
-        |kind, models, version| Found { kind, host: HOST.to_owned(), port, models, version };
+        |kind, models, version| Found { kind, host: host.to_owned(), port, models, version };
     if status == StatusCode::SERVICE_UNAVAILABLE && llamacpp::loading(&page) {
         return Some(found(ServerKind::LlamaCpp, Vec::new(), None));
     }

@@ -10,7 +10,7 @@ pub use gpu::{
     Answering, Clocks, DriverState, EccCounts, EventKind, GpuEvent, GpuPlane, GpuProcess, GpuState,
     MigPart, Modes, NvLink, Pcie, RecoveryAction, RemappedRows, RetiredPages, Throttle,
 };
-pub use processes::{Listener, Process, ProcessTable};
+pub use processes::{LINE_MAX, Listener, Network, Process, ProcessTable, TICKS_PER_S};
 
 use crate::{
     ids::{ModelName, ServerId},

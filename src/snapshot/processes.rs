@@ -1,18 +1,33 @@
 //! What the kernel says about processes: who is whose child, in which unit or container, and who listens.
 
-use std::{collections::HashMap, net::IpAddr};
+use std::{
+    collections::HashMap,
+    net::{IpAddr, SocketAddr},
+};
 use tokio::time::Instant;
 
 /// One reading of `/proc`, of the processes that matter.
 #[derive(Clone, Debug, Default)]
 pub struct ProcessTable {
-    /// By process id.
+    /// By process id: those that were asked for, those that listen, and the ancestors of both.
     pub processes: HashMap<u32, Process>,
     /// Who listens on TCP.
     pub listeners: Vec<Listener>,
+    /// The network namespaces that were looked into, the daemon's own first.
+    pub networks: Vec<Network>,
+    /// The kernel's clock when this was read, in ticks since boot, as [`Process::started`].
+    pub clock: u64,
+    /// Some processes may not be looked into, and one of them may be one that was asked for.
+    pub denied: bool,
+    /// There was more than may be looked at.
+    pub cut: bool,
     /// When it was read; `None` before the first reading.
     pub read_at: Option<Instant>,
 }
+
+/// Ticks in a second of the clock that processes' starts are told by. The same on every architecture that
+/// CUDA runs on (`USER_HZ`, see proc(5)).
+pub const TICKS_PER_S: u64 = 100;
 
 /// One process.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -25,13 +40,15 @@ pub struct Process {
     pub started: u64,
     /// The program's name; never its arguments, which can hold keys.
     pub name: String,
+    /// The user that it runs as.
+    pub user: Option<u32>,
     /// Path of its control group, below the root of the hierarchy.
     pub cgroup: Option<String>,
     /// The systemd unit that it runs in.
     pub unit: Option<String>,
     /// The container that it runs in, by id as its runtime gives it.
     pub container: Option<String>,
-    /// The inode of its network namespace, where it may be read.
+    /// Its network namespace, as [`Network::id`]; `None` for the daemon's own.
     pub network: Option<u64>,
 }
 
@@ -44,8 +61,52 @@ pub struct Listener {
     pub port: u16,
     /// The inode of the socket.
     pub inode: u64,
-    /// The inode of the network namespace that it is in; `None` for the daemon's own.
+    /// The user that opened it.
+    pub user: u32,
+    /// The network namespace that it is in; `None` for the daemon's own.
     pub network: Option<u64>,
     /// Processes that hold it open, as far as they may be looked into.
     pub holders: Vec<u32>,
+    /// Where its holder carries connections on to, if that is a container runtime's forwarder.
+    pub forward: Option<SocketAddr>,
+}
+
+/// A network namespace.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Network {
+    /// The inode of its list of TCP sockets, which needs no privilege to see; `None` for the daemon's own.
+    pub id: Option<u64>,
+    /// The addresses of its interfaces.
+    pub addresses: Vec<IpAddr>,
+}
+
+impl ProcessTable {
+    /// A process and its ancestors, the nearest first. Ends at a parent that is not in the table.
+    pub fn line(&self, pid: u32) -> impl Iterator<Item = &Process> {
+        let first = self.processes.get(&pid);
+        // A table read while processes come and go could hold a circle.
+        std::iter::successors(first, |one| self.processes.get(&one.parent)).take(LINE_MAX)
+    }
+}
+
+/// Generations of processes that are followed.
+pub const LINE_MAX: usize = 64;
+
+impl Process {
+    /// Do both run in the same container or, outside of containers, in the same systemd unit? Where
+    /// neither has any, in the same control group?
+    pub fn is_beside(&self, other: &Self) -> bool {
+        if self.container.is_some() || other.container.is_some() {
+            return self.container == other.container;
+        }
+        if self.unit.is_some() || other.unit.is_some() {
+            return self.unit == other.unit;
+        }
+        self.cgroup == other.cgroup
+    }
+
+    /// Did it start after this moment of the kernel's clock?
+    pub const fn started_after(&self, ticks: u64) -> bool {
+        self.started > ticks
+    }
 }

@@ -447,12 +447,23 @@ async fn a_gpu_is_shown_and_losing_the_driver_costs_no_request() {
         ("memory_total_bytes", "150754820096"),
         ("utilisation_ratio", "0.87"),
         ("power_watts", "612.345"),
-        ("temperature_celsius", "63.0"),
+        ("temperature_celsius", "63"),
         ("processes", "1"),
     ] {
         let line = format!("berthd_gpu_{name}{labels} {value}\n");
         assert!(page.contains(&line), "{line:?} is missing:\n{page}");
     }
+    let borrowed = page.lines().find(|line| line.starts_with("DCGM_FI_DEV_FB_USED{"));
+    let borrowed = borrowed.expect("the same under the name that dashboards know");
+    assert!(borrowed.contains("UUID=\"GPU-aaaa\"") && borrowed.ends_with(" 94208"), "{borrowed}");
+    let (code, out, _) = told(&daemon.command(&["gpus"]).await);
+    assert_eq!(code, 0);
+    assert!(out.contains("GPU 0 (NVIDIA H200)  OK  GPU-aaaa"), "{out}");
+    assert!(out.contains("87 %, memory 41 %, 612 of 700 W"), "{out}");
+    assert!(out.contains("pid 4100"), "{out}");
+    let (code, out, _) = told(&daemon.command(&["gpus", "--json"]).await);
+    let gpus: Value = serde_json::from_str(&out).unwrap();
+    assert_eq!((code, &gpus["list"][0]["memory_free_bytes"]), (0, &json!(51_436_847_104_u64)));
 
     // The driver goes away under the daemon.
     fake.set("return nvmlInit_v2=9\nreturn *=15\nreturn *@0=15\nreturn nvmlSystemGetDriverVersion=15\nreturn nvmlDeviceGetCount_v2=15\n");

@@ -15,10 +15,19 @@ fn sources(folder: &str) -> String {
 /// Names of metric families, without prefix and unit, as `src/metrics/` registers them.
 fn families(source: &str) -> BTreeSet<String> {
     let code: String = source.split_whitespace().collect();
-    let calls = ["family!(r,\"", "histograms!(r,\"", "r.register(\"", "r.register_with_unit(\""];
+    let calls = [
+        "family!(r,\"",
+        "histograms!(r,\"",
+        "r.register(\"",
+        "r.register_with_unit(\"",
+        "gauge(\"gpu_",
+        "counter(\"gpu_",
+    ];
     let named = |call: &&'static str| {
         let after: Vec<&str> = code.split(*call).skip(1).collect();
-        after.into_iter().filter_map(|rest| rest.split('"').next()).map(str::to_owned).collect()
+        let prefix = if call.ends_with("gpu_") { "gpu_" } else { "" };
+        let name = |rest: &str| rest.split('"').next().map(|name| format!("{prefix}{name}"));
+        after.into_iter().filter_map(name).collect()
     };
     calls.iter().flat_map(|call| -> Vec<String> { named(call) }).collect()
 }
@@ -46,6 +55,20 @@ fn every_metric_is_explained() {
     assert!(families.len() > 25, "families are not found any more: {families:?}");
     let missing = missing(&families, "berthd_", &UNITS, &text("docs/operations.md"));
     assert!(missing.is_empty(), "docs/operations.md does not explain {missing:?}");
+}
+
+/// Names that dashboards made for dcgm-exporter ask for.
+fn dcgm(source: &str) -> BTreeSet<String> {
+    let after = source.split("\"DCGM_FI_").skip(1);
+    after.filter_map(|rest| rest.split('"').next()).map(|name| format!("DCGM_FI_{name}")).collect()
+}
+
+#[test]
+fn every_borrowed_metric_is_listed() {
+    let names = dcgm(&sources("src/metrics"));
+    assert!(names.len() > 20, "names are not found any more: {names:?}");
+    let missing = missing(&names, "", &[""], &text("docs/operations.md"));
+    assert!(missing.is_empty(), "docs/operations.md does not list {missing:?}");
 }
 
 #[test]

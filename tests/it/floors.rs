@@ -9,7 +9,7 @@ use std::{
 };
 
 /// The floor of each top-level module.
-const FLOORS: [(&str, u8); 24] = [
+const FLOORS: [(&str, u8); 25] = [
     ("error", 0),
     ("ids", 0),
     ("units", 0),
@@ -25,6 +25,7 @@ const FLOORS: [(&str, u8); 24] = [
     ("queue", 3),
     ("schedule", 3),
     ("gpu", 4),
+    ("processes", 4),
     ("servers", 4),
     ("control", 5),
     ("metrics", 5),

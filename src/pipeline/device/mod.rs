@@ -3,12 +3,17 @@
 //! Each subject is a task of its own that reads snapshots and tells the dispatch; what it found out is
 //! published here for the others and for operators.
 
+pub mod holding;
 pub mod metering;
+mod offers;
 pub mod working;
+
+pub use offers::Offer;
 
 use crate::{energy::CardView, fault::GpuHealth, holding::Holdings};
 use arc_swap::ArcSwap;
 use std::sync::Arc;
+use tokio::sync::watch;
 
 /// What is known about the devices beyond their readings.
 #[derive(Debug, Default)]
@@ -16,6 +21,7 @@ pub struct Devices {
     holdings: ArcSwap<Holdings>,
     health: ArcSwap<Vec<GpuHealth>>,
     metered: ArcSwap<Vec<CardView>>,
+    offers: watch::Sender<Arc<Vec<Offer>>>,
 }
 
 impl Devices {
@@ -47,5 +53,26 @@ impl Devices {
     /// Publishes how each GPU's energy was split.
     pub fn meter(&self, cards: Vec<CardView>) {
         self.metered.store(Arc::new(cards));
+    }
+
+    /// Model servers on GPUs that nobody configured.
+    pub fn offers(&self) -> Arc<Vec<Offer>> {
+        Arc::clone(&self.offers.borrow())
+    }
+
+    /// The same, for whoever waits for changes.
+    pub fn watch_offers(&self) -> watch::Receiver<Arc<Vec<Offer>>> {
+        self.offers.subscribe()
+    }
+
+    /// Publishes model servers on GPUs that nobody configured, if they are others than before.
+    pub fn offer(&self, offers: Vec<Offer>) {
+        self.offers.send_if_modified(|before| {
+            let changed = **before != offers;
+            if changed {
+                *before = Arc::new(offers);
+            }
+            changed
+        });
     }
 }

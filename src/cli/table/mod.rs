@@ -1,5 +1,9 @@
 //! The status report as a tired person reads it: what is wrong first, then everything, in plain words.
 
+mod gpus;
+
+pub use gpus::gpus;
+
 use serde_json::Value;
 use std::fmt::Write;
 
@@ -102,6 +106,9 @@ fn server_state(server: &Value) -> (String, bool) {
         _ if flag("drained") => ("drained by operator".to_owned(), false),
         "starting" => (with_why("starting"), false),
         "unknown" => ("not asked yet".to_owned(), false),
+        _ if server.get("stopped").is_some() => {
+            (format!("STOPPED: {}", text(server, "stopped")), true)
+        }
         _ if flag("breaker_open") => {
             ("FAILING: its breaker is open, trials are under way".to_owned(), true)
         }
@@ -126,7 +133,7 @@ pub fn status(report: &Value) -> String {
     for trouble in troubles(report) {
         let _ = writeln!(out, "!! {trouble}");
     }
-    gpus(report, &mut out);
+    gpus::write(report, &mut out);
     servers(report, &mut out);
     queue(report, &mut out);
     models(report, &mut out);
@@ -143,6 +150,7 @@ fn troubles(report: &Value) -> Vec<String> {
             trouble.then(|| format!("server {}: {}", shown(text(server, "name")), shown(&state)))
         })
         .collect();
+    troubles.extend(gpus::troubles(report));
     troubles.extend(list(report, "models").iter().flat_map(miscounted));
     let usable =
         list(report, "servers").iter().any(|s| s.get("usable") == Some(&Value::Bool(true)));
@@ -176,56 +184,6 @@ fn miscounted(model: &Value) -> Vec<String> {
         )
     };
     servers.iter().filter(wrong).map(say).collect()
-}
-
-fn gpus(report: &Value, out: &mut String) {
-    let gpus = report.get("gpus").unwrap_or(&Value::Null);
-    match text(gpus, "state") {
-        "ok" => {}
-        "off" => {
-            out.push_str("\nGPUS  not read (gpu.enabled = false)\n");
-            return;
-        }
-        _ => {
-            let _ = writeln!(out, "\nGPUS  {}", text(gpus, "why"));
-            return;
-        }
-    }
-    let age = gpus.get("age_s").and_then(Value::as_f64).unwrap_or(0.0);
-    let stale = if age > 5.0 { format!(", READINGS {} OLD", span(age)) } else { String::new() };
-    let _ = writeln!(out, "\nGPUS  driver {}{stale}", text(gpus, "driver_version"));
-    let mut table = Table::new(&[
-        "#",
-        "NAME",
-        "MEMORY GiB",
-        "BUSY %",
-        "POWER W",
-        "TEMP C",
-        "PROCESSES",
-        "UUID",
-    ]);
-    for gpu in list(gpus, "list") {
-        let watts = |key: &str| {
-            let watts = gpu.get(key).and_then(Value::as_f64);
-            watts.map_or_else(|| "-".to_owned(), |watts| format!("{watts:.0}"))
-        };
-        let processes = gpu.get("processes").and_then(Value::as_array);
-        table.row([
-            show(whole(gpu, "/index")),
-            text(gpu, "name").to_owned(),
-            format!(
-                "{} of {}",
-                gib(whole(gpu, "/memory_used_bytes")),
-                gib(whole(gpu, "/memory_total_bytes"))
-            ),
-            show(whole(gpu, "/utilisation_percent")),
-            format!("{} of {}", watts("power_w"), watts("power_limit_w")),
-            show(whole(gpu, "/temperature_c")),
-            processes.map_or_else(|| "-".to_owned(), |list| list.len().to_string()),
-            text(gpu, "uuid").to_owned(),
-        ]);
-    }
-    table.write(out);
 }
 
 fn servers(report: &Value, out: &mut String) {

@@ -1,7 +1,12 @@
 //! The status report: everything an operator asks first, as one JSON value with stable names.
 
+pub mod gpus;
+
+pub use gpus::{Gpu, Gpus};
+
 use crate::{
     error::{Class, Reason},
+    holding::{Holdings, ServerHolding},
     ids::{ModelName, RequestId, ServerId, TenantId, Tier},
     ledger::Total,
     pipeline::{
@@ -14,8 +19,8 @@ use crate::{
             pair::{Pair, Standing},
         },
     },
-    snapshot::{Capacity, GpuPlane, GpuProcess, GpuState, Health, Load, ServerKind},
-    units::{Bytes, Cost, Tokens},
+    snapshot::{Capacity, GpuPlane, Health, Load, ServerKind},
+    units::{Cost, Tokens},
 };
 use serde::Serialize;
 use std::{collections::BTreeMap, path::PathBuf, sync::atomic::Ordering};
@@ -62,53 +67,6 @@ pub struct Addresses {
     pub admin: String,
 }
 
-/// What is known of the GPUs.
-#[derive(Debug, Serialize)]
-pub struct Gpus {
-    /// `ok`, `no_driver` or `off`.
-    pub state: &'static str,
-    /// Why there is nothing to show.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub why: Option<String>,
-    /// Driver version.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub driver_version: Option<String>,
-    /// Age of the readings, seconds.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub age_s: Option<f64>,
-    /// Each GPU.
-    pub list: Vec<Gpu>,
-}
-
-/// One GPU.
-#[derive(Debug, Serialize)]
-pub struct Gpu {
-    /// NVML UUID.
-    pub uuid: String,
-    /// Position in the driver's list.
-    pub index: u32,
-    /// Product name.
-    pub name: String,
-    /// Memory in all, bytes.
-    pub memory_total_bytes: Option<Bytes>,
-    /// Memory in use, bytes.
-    pub memory_used_bytes: Option<Bytes>,
-    /// Memory free, bytes.
-    pub memory_free_bytes: Option<Bytes>,
-    /// Share of time with a kernel running, percent.
-    pub utilisation_percent: Option<u32>,
-    /// Share of time with memory access, percent.
-    pub memory_utilisation_percent: Option<u32>,
-    /// Power, watts.
-    pub power_w: Option<f64>,
-    /// Power limit, watts.
-    pub power_limit_w: Option<f64>,
-    /// Temperature, degrees Celsius.
-    pub temperature_c: Option<u32>,
-    /// Who holds memory.
-    pub processes: Option<Vec<GpuProcess>>,
-}
-
 /// One model server.
 #[derive(Debug, Serialize)]
 pub struct Server {
@@ -124,6 +82,14 @@ pub struct Server {
     pub breaker_open: bool,
     /// An operator drained it.
     pub drained: bool,
+    /// Why its devices keep requests away from it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stopped: Option<String>,
+    /// Share of its full work that its devices are good for.
+    pub weight: f64,
+    /// The GPUs it uses, where that is known, and what it holds there.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub on: Option<ServerHolding>,
     /// Requests placed there.
     pub placed_requests: u32,
     /// KV tokens placed there.
@@ -234,8 +200,9 @@ pub struct Refused {
 }
 
 /// Makes the report from what is known now.
-pub fn status(broker: &Broker, gpus: &GpuPlane, addresses: &Addresses) -> Status {
+pub fn status(broker: &Broker, plane: &GpuPlane, addresses: &Addresses) -> Status {
     let views = broker.dispatch.servers();
+    let holdings = broker.devices.holdings();
     let live = broker.live.load();
     let catalog = broker.dispatch.catalog();
     let pairs = broker.trust.pairs();
@@ -259,9 +226,9 @@ pub fn status(broker: &Broker, gpus: &GpuPlane, addresses: &Addresses) -> Status
         uptime_s: broker.books.metrics.uptime().as_secs_f64(),
         connections: broker.books.metrics.connections_now(),
         addresses: addresses.clone(),
-        gpus: gpu_report(gpus),
+        gpus: gpus::gpus(broker, plane),
         running: views.iter().map(|view| view.placed).sum(),
-        servers: views.into_iter().map(server).collect(),
+        servers: views.into_iter().map(|view| server(view, &holdings)).collect(),
         models: models.collect(),
         queue: broker.dispatch.waiting(),
         totals: broker
@@ -338,8 +305,11 @@ const fn tells(reason: Reason) -> bool {
     matches!(reason.class(), Class::Shed | Class::Failed)
 }
 
-fn server(view: ServerView) -> Server {
+fn server(view: ServerView, holdings: &Holdings) -> Server {
     Server {
+        stopped: view.footing.stop,
+        weight: view.footing.weight,
+        on: holdings.servers.get(&view.state.id).cloned(),
         usable: view.usable,
         breaker_open: view.breaker_open,
         drained: view.drained,
@@ -353,38 +323,5 @@ fn server(view: ServerView) -> Server {
         version: view.state.version,
         models: view.state.models.into_iter().map(|model| model.name).collect(),
         age_s: view.state.read_at.map(|at| at.elapsed().as_secs_f64()),
-    }
-}
-
-fn gpu_report(plane: &GpuPlane) -> Gpus {
-    let nothing =
-        |state, why| Gpus { state, why, driver_version: None, age_s: None, list: Vec::new() };
-    match plane {
-        GpuPlane::Off => nothing("off", None),
-        GpuPlane::NoDriver(why) => nothing("no_driver", Some(why.clone())),
-        GpuPlane::Driver(driver) => Gpus {
-            state: "ok",
-            why: None,
-            driver_version: Some(driver.driver_version.clone()),
-            age_s: Some(driver.read_at.elapsed().as_secs_f64()),
-            list: driver.gpus.iter().map(gpu).collect(),
-        },
-    }
-}
-
-fn gpu(state: &GpuState) -> Gpu {
-    Gpu {
-        uuid: state.id.to_string(),
-        index: state.index,
-        name: state.name.clone(),
-        memory_total_bytes: state.memory_total,
-        memory_used_bytes: state.memory_used,
-        memory_free_bytes: state.memory_free,
-        utilisation_percent: state.utilisation_percent,
-        memory_utilisation_percent: state.memory_utilisation_percent,
-        power_w: state.power_w,
-        power_limit_w: state.power_limit_w,
-        temperature_c: state.temperature_c,
-        processes: state.processes.clone(),
     }
 }
