@@ -1,8 +1,7 @@
 //! Cards to simulate, with the values that such a card typically has at rest.
 //!
-//! The figures are from the makers' data sheets and from what `nvidia-smi -q` prints for these cards. Which
-//! readings a card has follows the NVML reference: the energy counter came with Volta, remapped rows with
-//! Ampere, MIG is on the A100 and the H200.
+//! The figures are plausible, not measured: do not plan with them. Which readings a card has follows the NVML
+//! reference: the energy counter came with Volta, remapped rows with Ampere. MIG is on the A100 and the H200.
 
 use super::state::{Line, State};
 use clap::ValueEnum;

@@ -6,8 +6,8 @@ use super::{
     state::{Line, State},
 };
 
-/// A way to divide a card with seven compute slices and eight memory slices. The sizes, and the numbers of the
-/// first instance of each, are those of the A100's and H200's profiles.
+/// A way to divide a card with seven compute slices and eight memory slices. The shares are those that the MIG
+/// User Guide gives for the A100; multiprocessors and instance numbers are made up, and names are rounded.
 struct Profile {
     slices: u64,
     memory_eighths: u64,
