@@ -75,6 +75,8 @@ pub struct CardView {
 struct Card {
     gauge: Gauge,
     idle: Idle,
+    /// Its MIG devices when it answered last: they are not listed while it does not.
+    parts: Vec<GpuState>,
     limit_w: Option<f64>,
     listed: Instant,
     /// When somebody used it last.
@@ -159,17 +161,20 @@ impl Meter {
             let is_part =
                 |gpu: &&GpuState| gpu.mig.as_ref().is_some_and(|part| part.parent == state.id);
             let migs: Vec<&GpuState> = gpus.iter().filter(is_part).collect();
-            let shared = shared(state, &migs, places, &active);
             let card = self.cards.entry(state.id.clone()).or_insert_with(|| Card::new(at));
+            let shared = if state.answering == Answering::Yes {
+                card.remember(&migs);
+                shared(state, &migs, places, &active)
+            } else {
+                card.blind(&state.id, places, &active)
+            };
             let shares = card.read((at, driver), state, &shared, &mut round);
             round.cards.push((state.id.clone(), shares));
         }
         let is_listed = |id: &GpuId| gpus.iter().any(|gpu| gpu.id == *id);
         for (id, card) in &mut self.cards {
             if !is_listed(id) {
-                // Nothing is known but who is on it.
-                let blank = GpuState::blank(id.clone(), 0, String::new());
-                let shared = Shared { busy: 0.0, ..shared(&blank, &[], places, &active) };
+                let shared = card.blind(id, places, &active);
                 let shares = card.missed(at, &shared, &mut round);
                 round.cards.push((id.clone(), shares));
             }
@@ -226,12 +231,32 @@ impl Card {
         Self {
             gauge: Gauge::default(),
             idle: Idle::default(),
+            parts: Vec::new(),
             limit_w: None,
             listed: at,
             used: None,
             pending: Pending::default(),
             shares: Shares::default(),
         }
+    }
+
+    fn remember(&mut self, migs: &[&GpuState]) {
+        let same = self.parts.iter().map(|part| &part.id).eq(migs.iter().map(|part| &part.id));
+        if !same {
+            let blank = |part: &&GpuState| GpuState {
+                mig: part.mig.clone(),
+                memory_total: part.memory_total,
+                ..GpuState::blank(part.id.clone(), part.index, String::new())
+            };
+            self.parts = migs.iter().map(blank).collect();
+        }
+    }
+
+    /// Who shares in a card that tells nothing: all that is known is who is on it.
+    fn blind(&self, id: &GpuId, places: &Places, active: &Active) -> Shared {
+        let blank = GpuState::blank(id.clone(), 0, String::new());
+        let parts: Vec<&GpuState> = self.parts.iter().collect();
+        Shared { busy: 0.0, ..shared(&blank, &parts, places, active) }
     }
 
     fn read(
@@ -263,8 +288,7 @@ impl Card {
     /// A round in which the card told nothing. What was done on it is paid by its counter once it is back.
     fn missed(&mut self, at: Instant, shared: &Shared, round: &mut Round) -> Shares {
         let step = self.gauge.read(at, Reading::default());
-        let shared = Shared { busy: 0.0, shares: shared.shares.clone() };
-        self.step(at, step, &shared, round)
+        self.step(at, step, shared, round)
     }
 
     fn step(&mut self, at: Instant, step: Step, shared: &Shared, round: &mut Round) -> Shares {

@@ -197,6 +197,30 @@ fn a_request_that_ends_between_two_rounds_is_paid_under_its_key() {
     assert_eq!(round.costs.len(), 1);
 }
 
+/// A card that is lost lists no MIG devices; who worked on them meanwhile went unpaid.
+#[test]
+fn a_cut_card_that_was_lost_is_paid_by_those_on_its_parts() {
+    let places = places(&[("s", &["M"], 1)]);
+    let (mut meter, start) = (Meter::default(), Instant::now());
+    let parent = || "g".into();
+    let part = MigPart { parent: parent(), gpu_instance: Some(1), compute_instance: Some(0) };
+    let mig = GpuState { mig: Some(part), ..card("M", None) };
+    let lost = GpuState { answering: Answering::Lost("lost".into()), ..card("g", None) };
+    let rounds = [
+        (vec![card("g", Some(0)), mig.clone()], Progress::default()),
+        (vec![lost], done(&[("s", "a", 1000)])),
+        (vec![], done(&[("s", "b", 1000)])),
+        (vec![card("g", Some(100_000)), mig], Progress::default()),
+    ];
+    let mut grants = BTreeMap::new();
+    for (second, (gpus, progress)) in (0..).zip(rounds) {
+        let at = start + SECOND * second;
+        grants.extend(meter.round(at, Some(&driver(gpus, at)), &places, progress).grants);
+    }
+    assert_eq!(joules(grants.get(&key("s", "a"))), 42.5);
+    assert_eq!(joules(grants.get(&key("s", "b"))), 42.5);
+}
+
 /// Meters may be read between rounds, and a card that hangs is left out then.
 #[test]
 fn cards_have_times_of_their_own() {

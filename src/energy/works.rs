@@ -84,9 +84,14 @@ impl Works {
         self.output_weight.load(Relaxed)
     }
 
+    /// Somebody takes what is written down here.
+    pub fn is_metering(&self) -> bool {
+        self.metering.load(Relaxed)
+    }
+
     /// A request was placed. `None` where nobody meters.
     pub fn begin(&self, facts: Facts, now: Instant) -> Option<Arc<Work>> {
-        if !self.metering.load(Relaxed) {
+        if !self.is_metering() {
             return None;
         }
         let mut state = self.lock();

@@ -224,7 +224,8 @@ async fn turn(
     // Until it is known better: a caller who leaves now leaves a server at work.
     record.had += 1;
     record.server = Some(placement.id().clone());
-    record.works(Working::begin(&broker.works, work_of(ask, record, &placement, stream)));
+    let working = Working::begin(&broker.works, || work_of(ask, record, &placement, stream));
+    record.works(working);
     Ok(placement)
 }
 

@@ -175,6 +175,28 @@ async fn shares_are_what_the_counter_moved() {
     house.close().await;
 }
 
+/// What is booked only at the end of an answer misses those who leave before it.
+#[tokio::test]
+async fn a_caller_who_leaves_is_booked_for_what_was_done() {
+    let fake = FakeNvml::new(&card(""));
+    let server = Scripted::start(Behaviour::StallMidStream(3)).await;
+    let house = open(&plan(&fake, &server, "")).await;
+    let stream = house.open_as("b", "", &chat("scripted", "hello", true)).await;
+    house.until("it is at work", |house| house.broker.works.len() == 1).await;
+    let of_b = |house: &House| house.metric(&["berthd_energy_joules_total", "tenant=\"b\""]);
+    house.until("it is booked while it runs", |house| of_b(house) > Some(0.0)).await;
+    drop(stream);
+    house.until("it left", |house| house.broker.works.is_empty()).await;
+    house.until_empty().await;
+    let all = |house: &House| view(house).shares.all().time.seconds();
+    let since = all(&house);
+    house.until("the card was read twice more", |house| all(house) > since + 0.25).await;
+    let booked = of_b(&house).unwrap();
+    assert!((booked - view(&house).shares.requests.energy.joules()).abs() < 1e-3);
+    assert!((total(&house.status(), "b")["joules"].as_f64().unwrap() - booked).abs() < 1e-3);
+    house.close().await;
+}
+
 /// Without a driver nothing is metered, nothing is told, and nothing breaks.
 #[tokio::test]
 async fn without_a_driver_nobody_is_told_a_number() {

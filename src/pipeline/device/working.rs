@@ -50,7 +50,8 @@ pub fn wants(headers: &HeaderMap) -> Result<bool, Refusal> {
 
 impl Working {
     /// From now on a server works on it. `None` where nobody meters.
-    pub fn begin(works: &Arc<Works>, facts: Facts) -> Option<Self> {
+    pub fn begin(works: &Arc<Works>, facts: impl FnOnce() -> Facts) -> Option<Self> {
+        let facts = works.is_metering().then(facts)?;
         let work = works.begin(facts, Instant::now())?;
         Some(Self { works: Arc::clone(works), work })
     }
