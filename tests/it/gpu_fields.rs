@@ -204,8 +204,9 @@ async fn what_a_card_lacks_is_asked_once_in_a_session() {
     assert_eq!(asked("MaxClockInfo"), of_two_clocks);
     assert_eq!(asked("PciInfo_v3"), 1);
     assert_eq!(asked("UUID"), 2, "once for the readings, once for the events");
-    let slow = asked("RemappedRows");
-    assert!((2..=5).contains(&slow), "in some of 13 rounds only: {slow}");
+    // Rounds may have passed unseen; there are as many as readings of the temperature.
+    let (slow, all) = (asked("RemappedRows"), asked("Temperature"));
+    assert!(slow >= 2 && slow <= 2 + all / 5, "in every fifth round: {slow} of {all}");
     assert_eq!(fake.calls("nvmlDeviceGetPcieThroughput"), 0, "it would block");
 }
 
