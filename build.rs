@@ -30,18 +30,21 @@ fn compile(library: &Path) -> Result<(), Box<dyn Error>> {
     if env::var("CARGO_CFG_TARGET_OS").as_deref() != Ok("linux") {
         return Err("the stand-in is for Linux".into());
     }
-    let named = env::var_os("CC");
+    let named = env::var("CC").ok();
     if named.is_none() && env::var_os("TARGET") != env::var_os("HOST") {
         return Err("CC names no compiler for the target".into());
     }
-    let compiler = named.unwrap_or_else(|| "cc".into());
-    let output = Command::new(&compiler)
+    // It may bring options, or a cache that stands before it.
+    let compiler = named.unwrap_or_else(|| "cc".to_owned());
+    let mut words = compiler.split_whitespace();
+    let output = Command::new(words.next().ok_or("CC is empty")?)
+        .args(words)
         .args(["-std=gnu11", "-O2", "-Wall", "-Wextra", "-shared", "-fPIC", "-pthread", "-o"])
         .arg(library)
         .arg(Path::new(SOURCES).join("library.c"))
         .arg("-ldl")
         .output()
-        .map_err(|error| format!("{}: {error}", compiler.display()))?;
+        .map_err(|error| format!("{compiler}: {error}"))?;
     if output.status.success() {
         return Ok(());
     }

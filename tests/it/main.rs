@@ -41,6 +41,7 @@ mod refusals;
 mod scripted;
 mod service;
 mod simulate;
+mod simulate_gpu;
 mod special_tokens;
 mod streams;
 mod token_ids;

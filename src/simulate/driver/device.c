@@ -141,7 +141,7 @@ answer nvmlDeviceGetUtilizationRates(device device, struct utilization *out) {
     return OK;
 }
 
-/* What the real library measured over when it was looked at; it varies there with the card. */
+/* A sixth of a second: some period must be told. */
 #define SAMPLING_PERIOD_US 167000
 
 static answer engine(const struct visit *visit, enum number number, unsigned int *out, unsigned int *period_us) {
