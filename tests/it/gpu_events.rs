@@ -155,8 +155,10 @@ async fn waiting_outlives_a_card_that_is_lost() {
     let state = format!("log_calls\n{CARDS}");
     let fake = FakeNvml::new(&state);
     let (gpus, mut events) = listening(&fake).await;
-    fake.set(&format!("{state}lost_events\nlost 0\n"));
     let mut plane = gpus.subscribe();
+    // A card that is lost before it told its name is not listed.
+    wait_for(&mut plane, driver).await;
+    fake.set(&format!("{state}lost_events\nlost 0\n"));
     until_first(&mut plane, |gpu| gpu.temperature_c.is_none()).await;
     let failed = fake.calls("nvmlEventSetWait_v2");
     registered(&fake, failed + 3).await;

@@ -76,6 +76,19 @@ async fn a_replaced_library_is_the_one_that_is_used_next() {
     assert_eq!(state.gpus[0].memory_reserved, None);
 }
 
+/// The same where one session follows the other without a pause: the library is let go by both threads before
+/// it is asked for again.
+#[tokio::test]
+async fn a_replaced_library_is_used_even_when_the_driver_is_opened_anew_at_once() {
+    let fake = FakeNvml::new(ONE);
+    let gpus = start(fake.library());
+    session(&gpus, 1).await;
+    fake.replace_by_old_driver();
+    fake.set(&format!("{ONE}{TWO}"));
+    let state = session(&gpus, 2).await;
+    assert_eq!((state.gpus.len(), state.gpus[0].memory_used), (2, Some(Bytes(60))));
+}
+
 #[tokio::test]
 async fn waiting_that_hangs_holds_up_no_session_and_is_not_doubled() {
     let state = format!("log_calls\n{ONE}");
