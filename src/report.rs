@@ -122,6 +122,9 @@ pub struct Server {
     pub health: Health,
     /// Its breaker is open.
     pub breaker_open: bool,
+    /// It was taken out because it hung; the signs, in words.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hung: Option<String>,
     /// An operator drained it.
     pub drained: bool,
     /// Requests placed there.
@@ -324,6 +327,7 @@ fn server(view: ServerView) -> Server {
         usable: view.usable,
         breaker_open: view.breaker_open,
         drained: view.drained,
+        hung: view.hung.map(|hung| hung.why),
         placed_requests: view.placed,
         placed_tokens: view.placed_tokens,
         name: view.state.id,

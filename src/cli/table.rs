@@ -98,6 +98,10 @@ fn server_state(server: &Value) -> (String, bool) {
         _ if flag("drained") => ("drained by operator".to_owned(), false),
         "starting" => (with_why("starting"), false),
         "unknown" => ("not asked yet".to_owned(), false),
+        _ if server.get("hung").is_some() => {
+            let why = server.get("hung").and_then(Value::as_str).unwrap_or_default();
+            (format!("HUNG: {why}"), true)
+        }
         _ if flag("breaker_open") => {
             ("FAILING: its breaker is open, trials are under way".to_owned(), true)
         }

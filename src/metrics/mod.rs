@@ -57,6 +57,7 @@ macro_rules! histograms {
 
 mod counting;
 mod gauges;
+mod hung;
 mod older;
 #[cfg(test)]
 mod tests;
@@ -64,6 +65,7 @@ mod tests;
 pub use older::older_text;
 
 use counting::Counting;
+use hung::Hangs;
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct RequestLabels {
@@ -186,6 +188,7 @@ pub struct Metrics {
     output: Family<ModelTier, Counter>,
     counts: Family<CountLabels, Counter>,
     counting: Counting,
+    hangs: Hangs,
     failures: Family<ServerCause, Counter>,
     server_up: Family<ServerLabel, IntGauge>,
     server_usable: Family<ServerLabel, IntGauge>,
@@ -258,6 +261,7 @@ impl Metrics {
                 "Our input count beside the server's usage, by where ours came from"
             ),
             counting: Counting::new(&mut r),
+            hangs: Hangs::new(&mut r),
             failures: family!(r, "server_failures", "Attempts that a server failed, by cause"),
             server_up: family!(r, "server_up", "1 when the server's own health says it is ready"),
             server_usable: family!(
@@ -408,6 +412,7 @@ impl Metrics {
             self.queue_depth.get_or_create(&labels).set(i64::try_from(*count).unwrap_or(i64::MAX));
         }
         self.set_servers(servers);
+        self.hangs.set(servers);
         self.counting.set_states(counts.iter());
         self.set_gpus(gpus);
         let mut text = String::with_capacity(16 * 1024);

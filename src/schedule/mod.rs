@@ -5,6 +5,7 @@
 
 pub mod breaker;
 pub mod catalog;
+pub mod hung;
 pub mod pace;
 
 use crate::{
@@ -178,7 +179,7 @@ mod tests {
     fn room(id: &str, kv: u64, placed_tokens: u64, placed: u32) -> Room {
         Room {
             usable: true,
-            models: vec![ServedModel { name: "m".into(), context_window: None }],
+            models: vec![ServedModel::ready("m".into(), None)],
             capacity: Capacity {
                 kv_tokens: Some(Tokens(kv)),
                 max_running: Some(4),

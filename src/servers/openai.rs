@@ -39,7 +39,7 @@ pub fn models(page: &[u8]) -> Option<Vec<ServedModel>> {
         for name in id.into_iter().chain(aliases) {
             let known = models.iter().any(|model| model.name.as_str() == name);
             if is_name(name) && !known && models.len() < MODELS_MAX {
-                models.push(ServedModel { name: ModelName::from(name), context_window });
+                models.push(ServedModel::ready(ModelName::from(name), context_window));
             }
         }
     }
@@ -106,9 +106,9 @@ pub fn named(names: &[ModelName], listed: &[ServedModel]) -> Vec<ServedModel> {
     let find = |name: &ModelName| listed.iter().find(|model| model.name == *name);
     names
         .iter()
-        .map(|name| ServedModel {
-            name: name.clone(),
-            context_window: find(name).map_or(shared, |model| model.context_window),
+        .map(|name| match find(name) {
+            Some(model) => model.clone(),
+            None => ServedModel::ready(name.clone(), shared),
         })
         .collect()
 }
@@ -129,6 +129,19 @@ pub(super) fn whole(value: f64) -> u32 {
 /// A share, held between 0 and 1.
 pub(super) fn share(value: f64) -> f64 {
     value.clamp(0.0, 1.0)
+}
+
+/// Several counters as one number that changes with each of them. `None` when there is none of them.
+pub(super) fn folded(counters: impl IntoIterator<Item = u64>) -> Option<u64> {
+    // Each counts its place: what one gains and another loses must not cancel out.
+    counters.into_iter().fold(None, |sum: Option<u64>, counter| {
+        Some(sum.unwrap_or(0).wrapping_mul(0x0100_0000_01b3).wrapping_add(counter).wrapping_add(1))
+    })
+}
+
+/// A counter of a metrics page, for [`folded`]. A small step of a large sum must not be lost.
+pub(super) fn counted_up(value: f64) -> u64 {
+    value.to_bits()
 }
 
 /// A load that says nothing.
@@ -296,10 +309,8 @@ mod tests {
 
     #[test]
     fn operators_names_win_and_keep_told_windows() {
-        let model = |name: &str, window: Option<u64>| ServedModel {
-            name: name.into(),
-            context_window: window.map(Tokens),
-        };
+        let model =
+            |name: &str, window: Option<u64>| ServedModel::ready(name.into(), window.map(Tokens));
         let one = [model("file.gguf", Some(4096))];
         assert_eq!(named(&["mine".into()], &one), [model("mine", Some(4096))]);
         let two = [model("a", Some(1)), model("b", Some(2))];

@@ -294,7 +294,12 @@ impl Remote {
         }
         if seen.sleeping {
             // Asking for its slots would wake it.
-            state.load = Load { running: Some(0), waiting: Some(0), kv_used_ratio: Some(0.0) };
+            state.load = Load {
+                running: Some(0),
+                waiting: Some(0),
+                kv_used_ratio: Some(0.0),
+                progress: None,
+            };
             return;
         }
         if !seen.no_slots {
@@ -315,6 +320,8 @@ impl Remote {
                     state.load.running = state.load.running.or(told.running);
                     state.load.waiting = told.waiting;
                     state.load.kv_used_ratio = state.load.kv_used_ratio.or(told.kv_used_ratio);
+                    // One source for all rounds: the slots where they tell, whoever was asked now.
+                    state.load.progress = state.load.progress.or(told.progress);
                 }
                 Page::Absent => seen.no_metrics = true,
                 Page::Locked(_) | Page::Missing => {}
@@ -511,7 +518,7 @@ mod tests {
     }
 
     fn model(name: &str, window: Option<u64>) -> ServedModel {
-        ServedModel { name: name.into(), context_window: window.map(Tokens) }
+        ServedModel::ready(name.into(), window.map(Tokens))
     }
 
     async fn vllm() -> Staged {
@@ -531,7 +538,8 @@ mod tests {
         let state = remote.observe(&unknown(ServerKind::Vllm)).await;
         assert_eq!(state.health, Health::Up);
         assert_eq!(state.models, [model("m", Some(4096))]);
-        let load = Load { running: Some(2), waiting: Some(1), kv_used_ratio: Some(0.5) };
+        let load =
+            Load { running: Some(2), waiting: Some(1), kv_used_ratio: Some(0.5), progress: None };
         assert_eq!(state.load, load);
         assert_eq!(state.capacity.kv_tokens, Some(Tokens(70_000)));
         assert_eq!(state.version.as_deref(), Some("0.33.0"));
@@ -722,12 +730,13 @@ mod tests {
         .await;
         let remote = remote(&server(ServerKind::LlamaCpp, staged.port));
         let state = remote.observe(&unknown(ServerKind::LlamaCpp)).await;
-        let load = Load { running: Some(1), waiting: Some(0), kv_used_ratio: Some(0.25) };
+        let progress = state.load.progress;
+        let load = Load { running: Some(1), waiting: Some(0), kv_used_ratio: Some(0.25), progress };
         assert_eq!(state.load, load);
         assert_eq!(state.capacity.max_running, Some(2));
         assert!(!staged.asked().contains(&"GET /metrics".to_owned()));
         staged.page("/slots", 200, &two);
-        let load = Load { running: Some(2), waiting: Some(7), kv_used_ratio: Some(0.5) };
+        let load = Load { running: Some(2), waiting: Some(7), kv_used_ratio: Some(0.5), progress };
         assert_eq!(remote.observe(&state).await.load, load);
     }
 

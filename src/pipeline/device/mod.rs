@@ -3,6 +3,8 @@
 //! Each subject is a task of its own that reads snapshots and tells the dispatch; what it found out is
 //! published here for the others and for operators.
 
+pub mod hanging;
+
 use crate::{fault::GpuHealth, holding::Holdings};
 use arc_swap::ArcSwap;
 use std::sync::Arc;

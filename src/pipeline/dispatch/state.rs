@@ -1,6 +1,6 @@
 //! What the dispatch mutex guards: queue, rooms, servers, and the arithmetic on them.
 
-use super::{Ask, Footing};
+use super::{Ask, Footing, Hung, pulse::Pulse};
 use crate::{
     config,
     error::{Reason, Refusal},
@@ -51,6 +51,11 @@ pub(super) struct Berth {
     pub(super) unusable_since: Option<Instant>,
     /// What the devices under it say.
     pub(super) footing: Footing,
+    /// Shared with the requests that it has.
+    pub(super) pulse: Arc<Pulse>,
+    /// Since when it has had requests without a break.
+    pub(super) busy_since: Option<Instant>,
+    pub(super) hung: Option<Hung>,
     /// No longer configured; goes when its last request has ended.
     pub(super) leaving: bool,
 }
@@ -69,6 +74,8 @@ pub(super) struct Granted {
     pub(super) server: ServerId,
     pub(super) claim: Tokens,
     pub(super) sequences: u32,
+    /// Recalls from this server before it.
+    pub(super) recalls: u64,
 }
 
 /// Expected output of a model nobody configured.
@@ -123,10 +130,17 @@ impl State {
         Ticket { model: ask.model.clone(), place: place(ask) }
     }
 
-    pub(super) fn grant(&mut self, index: usize, tokens: Tokens, sequences: u32) -> Granted {
+    pub(super) fn grant(
+        &mut self,
+        index: usize,
+        tokens: Tokens,
+        sequences: u32,
+        now: Instant,
+    ) -> Granted {
         let Some(room) = self.rooms.get_mut(index) else {
             // `index` comes from a choice over these rooms under the same lock.
-            return Granted { server: ServerId::from(""), claim: Tokens::ZERO, sequences: 0 };
+            let server = ServerId::from("");
+            return Granted { server, claim: Tokens::ZERO, sequences: 0, recalls: 0 };
         };
         let claim = room.claim(tokens);
         room.placed_tokens = room.placed_tokens.plus(claim);
@@ -134,7 +148,12 @@ impl State {
         room.placed = room.placed.saturating_add(sequences);
         room.requests += 1;
         room.placed_ever += 1;
-        Granted { server: room.id.clone(), claim, sequences }
+        let berth = self.berths.get_mut(&room.id);
+        let recalls = berth.map_or(0, |berth| {
+            berth.busy_since.get_or_insert(now);
+            berth.pulse.recalls()
+        });
+        Granted { server: room.id.clone(), claim, sequences, recalls }
     }
 
     pub(super) fn take_back(&mut self, granted: &Granted, now: Instant) {
@@ -150,6 +169,11 @@ impl State {
         room.placed_tokens = room.placed_tokens.less(tokens);
         room.placed = room.placed.saturating_sub(granted.sequences);
         room.requests = room.requests.saturating_sub(1);
+        if room.requests == 0
+            && let Some(berth) = self.berths.get_mut(&room.id)
+        {
+            berth.busy_since = None;
+        }
         for model in room.models.iter().map(|served| &served.name) {
             let busy = !self.queue.is_idle(model);
             if busy || self.pace.contains_key(model) {
@@ -165,6 +189,7 @@ impl State {
         if self.queue.is_empty() {
             return;
         }
+        let now = Instant::now();
         for model in self.queue.models() {
             let mut passed: Option<Place> = None;
             while let Some((place, waiting)) = self.queue.behind(&model, passed) {
@@ -180,9 +205,9 @@ impl State {
                     Choice::Nobody => drop(self.queue.remove(&ticket)),
                     Choice::Here(index) => {
                         let Some(waiting) = self.queue.remove(&ticket) else { break };
-                        let granted = self.grant(index, tokens, sequences);
+                        let granted = self.grant(index, tokens, sequences, now);
                         if let Err(granted) = waiting.item.give.send(granted) {
-                            self.take_back(&granted, Instant::now());
+                            self.take_back(&granted, now);
                         }
                     }
                     Choice::Full | Choice::Down if waiting.item.tried.is_empty() => break,
