@@ -14,6 +14,7 @@ use crate::{
             pair::{Pair, Standing},
         },
     },
+    schedule::memory::MemoryView,
     snapshot::{Capacity, GpuPlane, GpuProcess, GpuState, Health, Load, ServerKind},
     units::{Bytes, Tokens},
 };
@@ -125,6 +126,9 @@ pub struct Server {
     /// It was taken out because it hung; the signs, in words.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub hung: Option<String>,
+    /// What it may still use of its GPUs' memory, where that is guarded.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memory: Option<MemoryView>,
     /// An operator drained it.
     pub drained: bool,
     /// Requests placed there.
@@ -327,6 +331,7 @@ fn server(view: ServerView) -> Server {
         usable: view.usable,
         breaker_open: view.breaker_open,
         drained: view.drained,
+        memory: view.memory,
         hung: view.hung.map(|hung| hung.why),
         placed_requests: view.placed,
         placed_tokens: view.placed_tokens,

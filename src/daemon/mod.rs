@@ -11,7 +11,11 @@ use crate::{
     control::{Control, ReloadWish},
     gpu,
     ids::ServerId,
-    pipeline::{Broker, device::hanging, listen, trial, trust},
+    pipeline::{
+        Broker,
+        device::{hanging, memory},
+        listen, trial, trust,
+    },
     snapshot::GpuPlane,
     systemd::{Listeners, Notifier},
 };
@@ -169,6 +173,7 @@ impl Daemon {
         inner.spawn(control.serve_admin(doors.admin));
         inner.spawn(trial::watch(Arc::clone(&parts.broker)));
         inner.spawn(hanging::watch(Arc::clone(&parts.broker), gpus.subscribe()));
+        inner.spawn(memory::watch(Arc::clone(&parts.broker), gpus.subscribe()));
         inner.spawn(trust::watch::watch(Arc::clone(&parts.broker), make::find_files));
         let found = discoveries(&parts, Duration::ZERO);
         let mut found = std::pin::pin!(found);

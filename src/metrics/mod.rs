@@ -58,6 +58,7 @@ macro_rules! histograms {
 mod counting;
 mod gauges;
 mod hung;
+mod memory;
 mod older;
 #[cfg(test)]
 mod tests;
@@ -66,6 +67,7 @@ pub use older::older_text;
 
 use counting::Counting;
 use hung::Hangs;
+use memory::Memory;
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct RequestLabels {
@@ -189,6 +191,7 @@ pub struct Metrics {
     counts: Family<CountLabels, Counter>,
     counting: Counting,
     hangs: Hangs,
+    memory: Memory,
     failures: Family<ServerCause, Counter>,
     server_up: Family<ServerLabel, IntGauge>,
     server_usable: Family<ServerLabel, IntGauge>,
@@ -262,6 +265,7 @@ impl Metrics {
             ),
             counting: Counting::new(&mut r),
             hangs: Hangs::new(&mut r),
+            memory: Memory::new(&mut r),
             failures: family!(r, "server_failures", "Attempts that a server failed, by cause"),
             server_up: family!(r, "server_up", "1 when the server's own health says it is ready"),
             server_usable: family!(
@@ -413,6 +417,7 @@ impl Metrics {
         }
         self.set_servers(servers);
         self.hangs.set(servers);
+        self.memory.set(servers);
         self.counting.set_states(counts.iter());
         self.set_gpus(gpus);
         let mut text = String::with_capacity(16 * 1024);

@@ -26,6 +26,7 @@ mod hangup;
 mod hung;
 mod judged;
 mod memo;
+mod memory_guard;
 mod metrics_page;
 mod overcontext;
 mod overload;

@@ -4,6 +4,7 @@
 //! published here for the others and for operators.
 
 pub mod hanging;
+pub mod memory;
 
 use crate::{fault::GpuHealth, holding::Holdings};
 use arc_swap::ArcSwap;

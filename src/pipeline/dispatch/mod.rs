@@ -4,6 +4,7 @@
 //! itself in passing. Otherwise it waits, and whoever gives room back hands out the next turns on the
 //! spot, so no task stands between a free server and the next request.
 
+mod guard;
 mod hang;
 mod pulse;
 mod state;
@@ -11,6 +12,7 @@ mod state;
 mod tests;
 mod turn;
 
+pub use guard::Placed;
 pub use hang::{Heard, Hung};
 pub use turn::Placement;
 
@@ -21,7 +23,12 @@ use crate::{
     config,
     ids::{ModelName, ServerId, TenantId, Tier},
     queue::Queue,
-    schedule::{Room, breaker::Breaker, catalog::Catalog},
+    schedule::{
+        Room,
+        breaker::Breaker,
+        catalog::Catalog,
+        memory::{MemoryRoom, MemoryView},
+    },
     servers::{ModelServer, Route},
     snapshot::{Health, ServerState},
     units::Tokens,
@@ -111,6 +118,8 @@ pub struct ServerView {
     pub footing: Footing,
     /// It hangs, and why that is thought.
     pub hung: Option<Hung>,
+    /// What it may still use of its GPUs' memory, where that is guarded.
+    pub memory: Option<MemoryView>,
     /// It takes requests now.
     pub usable: bool,
     /// Times that it came up. What comes back may be another process.
@@ -129,6 +138,7 @@ impl ServerView {
             drained: false,
             footing: Footing::default(),
             hung: None,
+            memory: None,
             usable: false,
             comings: 0,
         }
@@ -148,6 +158,7 @@ impl Dispatch {
             breaker_rules: settings.breaker.clone(),
             models: settings.models.clone(),
             stale_after: settings.probe.stale_after,
+            cards: Vec::new(),
         };
         // What is configured exists before the first server joins: counting needs none.
         let catalog = ArcSwap::from_pointee(Catalog::build(&state.models, []));
@@ -387,6 +398,7 @@ impl Dispatch {
                     drained: berth.drained,
                     footing: berth.footing.clone(),
                     hung: berth.hung.clone(),
+                    memory: room.memory.as_ref().map(MemoryRoom::view),
                     usable: room.usable,
                     comings: berth.comings,
                 })

@@ -34,7 +34,7 @@ impl Dispatch {
                 Choice::Here(index) if nobody_waits => {
                     // Should it have to wait later, it stands where it would have stood today.
                     ask.arrival.get_or_insert_with(|| state.queue.arrive());
-                    let granted = state.grant(index, ask.tokens, ask.sequences, entered);
+                    let granted = state.grant(index, need(ask), entered);
                     return Ok(self.place(&state, granted));
                 }
                 Choice::Nobody => return Err(nobody(ask)),
@@ -59,20 +59,28 @@ impl Dispatch {
             state.hand_out();
             (ticket, turn, state.queue_rules.no_server_wait)
         };
+        let mut cramped: Option<Instant> = None;
         let mut waiter = Waiter { dispatch: self, ticket, turn: Some(turn) };
         loop {
             let now = Instant::now();
-            let down = self.lock().down_since(need(ask));
-            let look = match down.map(|since| since.max(entered) + no_server_wait) {
+            let (down, no_memory) = {
+                let state = self.lock();
+                let memory = schedule::choose(&state.rooms, need(ask)) == Choice::Cramped;
+                (state.down_since(need(ask)), memory.then(|| state.no_memory(ask)))
+            };
+            cramped = no_memory.as_ref().map(|_| cramped.unwrap_or(now));
+            let out = down.or(cramped);
+            let look = match out.map(|since| since.max(entered) + no_server_wait) {
                 Some(give_up) if now >= give_up => {
-                    return Err(no_server(&ask.model, no_server_wait));
+                    let down = || no_server(&ask.model, no_server_wait);
+                    return Err(no_memory.unwrap_or_else(down));
                 }
                 Some(give_up) => give_up,
                 // A server that goes down from now on is given up no earlier than this.
                 None => now + no_server_wait.max(LOOK_LEAST),
             };
             if now >= ask.deadline {
-                return Err(self.lock().too_late(ask, entered));
+                return Err(no_memory.unwrap_or_else(|| self.lock().too_late(ask, entered)));
             }
             let until = ask.deadline.min(look);
             let Some(turn) = waiter.turn.as_mut() else {
@@ -100,7 +108,7 @@ impl Dispatch {
     }
 }
 
-fn need(ask: &Ask) -> Need<'_> {
+pub(super) fn need(ask: &Ask) -> Need<'_> {
     let Ask { model, tokens, span, sequences, tried, .. } = ask;
     Need { model, tokens: *tokens, span: *span, sequences: *sequences, tried }
 }
