@@ -60,6 +60,8 @@ pub enum Reason {
     WaitTooLong,
     /// Every server of the model is down, drained or shut off by its breaker.
     NoServer,
+    /// The GPUs of the model's servers have not the memory, and other programs hold it.
+    NoGpuMemory,
     /// The daemon is stopping.
     Draining,
     /// Every server that was tried failed before its first content.
@@ -106,6 +108,7 @@ impl Reason {
             Self::QueueFull => "queue_full",
             Self::WaitTooLong => "deadline_unreachable",
             Self::NoServer => "no_server_available",
+            Self::NoGpuMemory => "no_gpu_memory",
             Self::Draining => "shutting_down",
             Self::ServerFailed => "server_failed",
             Self::ServerSilent => "server_timeout",
@@ -123,6 +126,7 @@ impl Reason {
             Self::QueueFull
             | Self::WaitTooLong
             | Self::NoServer
+            | Self::NoGpuMemory
             | Self::Draining
             | Self::ServerBusy => Class::Shed,
             Self::ServerFailed | Self::ServerSilent | Self::AnswerBroken | Self::Internal => {

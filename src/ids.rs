@@ -188,6 +188,8 @@ pub enum ServerKind {
     /// llama.cpp's `llama-server`.
     #[serde(rename = "llama.cpp")]
     LlamaCpp,
+    /// Ollama.
+    Ollama,
     /// Anything that speaks the OpenAI API and tells nothing about its load.
     #[serde(rename = "openai")]
     OpenAi,
@@ -197,8 +199,8 @@ pub enum ServerKind {
 
 impl ServerKind {
     /// Every kind.
-    pub const ALL: [Self; 5] =
-        [Self::Vllm, Self::Sglang, Self::LlamaCpp, Self::OpenAi, Self::Embedded];
+    pub const ALL: [Self; 6] =
+        [Self::Vllm, Self::Sglang, Self::LlamaCpp, Self::Ollama, Self::OpenAi, Self::Embedded];
 
     /// The kind's name in configuration, status and metrics.
     pub const fn as_str(self) -> &'static str {
@@ -206,6 +208,7 @@ impl ServerKind {
             Self::Vllm => "vllm",
             Self::Sglang => "sglang",
             Self::LlamaCpp => "llama.cpp",
+            Self::Ollama => "ollama",
             Self::OpenAi => "openai",
             Self::Embedded => "embedded",
         }

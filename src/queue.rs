@@ -93,14 +93,20 @@ impl<T> Queue<T> {
         if self.length >= self.limits.length_max {
             return Err(Full::Queue);
         }
-        let mine = self.tenants.entry(waiting.tenant.clone()).or_default();
-        if *mine >= self.limits.tenant_max {
+        let mine = self.tenants.get(&waiting.tenant).copied().unwrap_or_default();
+        if mine >= self.limits.tenant_max {
             return Err(Full::Tenant);
         }
-        *mine += 1;
+        self.put_back(ticket, waiting);
+        Ok(())
+    }
+
+    /// Puts a request in its lane that had its turn and lost it through no doing of its own: a queue that
+    /// filled up behind it is no reason to fail it. There are never more of these than had a turn.
+    pub fn put_back(&mut self, ticket: &Ticket, waiting: Waiting<T>) {
+        *self.tenants.entry(waiting.tenant.clone()).or_default() += 1;
         self.length += 1;
         self.lanes.entry(ticket.model.clone()).or_default().insert(ticket.place, waiting);
-        Ok(())
     }
 
     /// Takes a request out, wherever it stands. `None` when it is not there any more.
@@ -220,6 +226,19 @@ mod tests {
         queue.remove(&second).unwrap();
         assert_eq!(next(&queue, Some(second.place)), Some((third.place, 3)));
         assert_eq!(next(&queue, Some(third.place)), None);
+    }
+
+    #[test]
+    fn who_lost_its_turn_comes_back_to_a_full_queue() {
+        let mut queue = queue(2, 2);
+        let place = Place { tier: Tier::Standard, arrival: queue.arrive() };
+        push(&mut queue, Tier::Standard, "a", 1).unwrap();
+        push(&mut queue, Tier::Standard, "a", 2).unwrap();
+        let waiting = Waiting { tenant: "a".into(), tokens: Tokens(10), item: 0 };
+        queue.put_back(&Ticket { model: "m".into(), place }, waiting);
+        assert_eq!(queue.len(), 3);
+        assert_eq!(queue.behind(&"m".into(), None).unwrap().1.item, 0, "in front, where it was");
+        assert_eq!(push(&mut queue, Tier::Standard, "b", 4), Err(Full::Queue));
     }
 
     #[test]

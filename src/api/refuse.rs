@@ -32,6 +32,7 @@ pub fn status(refusal: &Refusal) -> StatusCode {
         Reason::QueueFull
         | Reason::WaitTooLong
         | Reason::NoServer
+        | Reason::NoGpuMemory
         | Reason::ServerBusy
         | Reason::Draining => StatusCode::SERVICE_UNAVAILABLE,
         Reason::ServerFailed | Reason::AnswerBroken => StatusCode::BAD_GATEWAY,

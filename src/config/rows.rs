@@ -283,7 +283,7 @@ fn json(value: &Value) -> Json {
 }
 
 /// The server kinds by name.
-pub(super) fn kinds() -> [(&'static str, ServerKind); 5] {
+pub(super) fn kinds() -> [(&'static str, ServerKind); 6] {
     ServerKind::ALL.map(|kind| (kind.as_str(), kind))
 }
 

@@ -66,7 +66,9 @@ fn gpus(section: &mut Section<'_>) -> Vec<GpuId> {
 
 fn send_token_ids(section: &mut Section<'_>, kind: Option<ServerKind>) -> bool {
     let wanted = section.flag("send_token_ids", defaults::SEND_TOKEN_IDS);
-    if wanted && matches!(kind, Some(ServerKind::OpenAi | ServerKind::Embedded)) {
+    if wanted
+        && matches!(kind, Some(ServerKind::Ollama | ServerKind::OpenAi | ServerKind::Embedded))
+    {
         let what = "a server of this kind takes no token ids";
         section.error("send_token_ids", what, "remove the key");
     }

@@ -361,7 +361,7 @@ mod tests {
         for config in configured.servers {
             parts.add(config).await.unwrap();
         }
-        let model = |name: &str| ServedModel { name: name.into(), context_window: None };
+        let model = |name: &str| ServedModel::ready(name.into(), None);
         let mut lists = ServerState::unknown("lists".into(), ServerKind::Vllm);
         lists.models = vec![model("listed")];
         parts.broker.dispatch.observe(&lists);

@@ -169,6 +169,8 @@ impl Daemon {
         inner.spawn(Arc::clone(&control).serve_socket(doors.control));
         inner.spawn(control.serve_admin(doors.admin));
         inner.spawn(trial::watch(Arc::clone(&parts.broker)));
+        inner.spawn(device::hanging::watch(Arc::clone(&parts.broker), gpus.subscribe()));
+        inner.spawn(device::memory::watch(Arc::clone(&parts.broker), gpus.subscribe()));
         inner.spawn(trust::watch::watch(Arc::clone(&parts.broker), make::find_files));
         inner.spawn(device::holding::watch(
             Arc::clone(&parts.broker),

@@ -246,7 +246,7 @@ impl Parts {
 /// What is known of a server before it is looked at: the models that the configuration names.
 fn unseen(server: &dyn ModelServer, config: &config::Server) -> ServerState {
     let mut state = ServerState::unknown(server.id().clone(), server.kind());
-    state.models = named(config).map(|name| ServedModel { name, context_window: None }).collect();
+    state.models = named(config).map(|name| ServedModel::ready(name, None)).collect();
     state
 }
 

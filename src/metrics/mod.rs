@@ -62,6 +62,8 @@ mod cards;
 mod counting;
 mod energy;
 mod gauges;
+mod hung;
+mod memory;
 mod older;
 #[cfg(test)]
 mod tests;
@@ -71,6 +73,8 @@ pub use older::older_text;
 use cards::Cards;
 use counting::Counting;
 use energy::Energy;
+use hung::Hangs;
+use memory::Memory;
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct RequestLabels {
@@ -187,6 +191,8 @@ pub struct Metrics {
     counts: Family<CountLabels, Counter>,
     counting: Counting,
     energy: Energy,
+    hangs: Hangs,
+    memory: Memory,
     failures: Family<ServerCause, Counter>,
     server_up: Family<ServerLabel, IntGauge>,
     server_usable: Family<ServerLabel, IntGauge>,
@@ -261,6 +267,8 @@ impl Metrics {
             ),
             counting: Counting::new(&mut r),
             energy: Energy::new(&mut r),
+            hangs: Hangs::new(&mut r),
+            memory: Memory::new(&mut r),
             failures: family!(r, "server_failures", "Attempts that a server failed, by cause"),
             server_up: family!(r, "server_up", "1 when the server's own health says it is ready"),
             server_usable: family!(
@@ -403,6 +411,8 @@ impl Metrics {
             self.queue_depth.get_or_create(&labels).set(i64::try_from(*count).unwrap_or(i64::MAX));
         }
         self.set_servers(servers);
+        self.hangs.set(servers);
+        self.memory.set(servers);
         self.counting.set_states(counts.iter());
         self.set_gpus(gpus);
         let mut text = String::with_capacity(16 * 1024);

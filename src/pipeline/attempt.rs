@@ -9,7 +9,7 @@ use super::{
     dispatch::Placement,
     flow::Slot,
     record::Record,
-    relay::{Fault, Job, Watched, within},
+    relay::{Fault, Job, Watched, unless_recalled, within},
     watch::{Step, Watcher},
 };
 use crate::{
@@ -130,6 +130,7 @@ impl<'a> Attempt<'a> {
     async fn stream(&mut self, placement: &Placement) -> Result<(), Fault> {
         let first = self.first_limit();
         let opening = self.job.open(placement, self.record, "text/event-stream");
+        let opening = unless_recalled(placement, opening);
         let answer = within(first.by, opening).await.unwrap_or_else(|| Err(first.fault()))?;
         self.active = Instant::now();
         // The head is read, and the buffer that it came in is the body's again once the head is gone.
@@ -137,7 +138,7 @@ impl<'a> Attempt<'a> {
         let max = usize::try_from(self.job.limits.event_max.get()).unwrap_or(usize::MAX);
         let mut splitter = Splitter::new(max);
         loop {
-            let piece = self.next_piece(&mut body, first).await?;
+            let piece = self.next_piece(&mut body, first, placement).await?;
             let Some(piece) = piece else { break };
             splitter.push(piece);
             loop {
@@ -148,7 +149,7 @@ impl<'a> Attempt<'a> {
                     )
                 })?;
                 let Some(event) = event else { break };
-                match self.step(&event).await? {
+                match self.step(&event, placement).await? {
                     None => {}
                     // It would go on: its connection is closed instead.
                     Some(Over::Cut) => return Ok(()),
@@ -160,7 +161,7 @@ impl<'a> Attempt<'a> {
             }
         }
         if let Some(event) = splitter.rest()
-            && self.step(&event).await?.is_some()
+            && self.step(&event, placement).await?.is_some()
         {
             return Ok(());
         }
@@ -191,16 +192,17 @@ impl<'a> Attempt<'a> {
         &mut self,
         body: &mut AnswerBody,
         first: FirstLimit,
+        placement: &Placement,
     ) -> Result<Option<Bytes>, Fault> {
-        let idle = self.job.relay.idle_limit;
-        let committed = self.watcher.committed;
-        let until = if committed { self.active + idle } else { first.by };
-        let Some(piece) = self.alarm.within(until, body.next()).await else {
-            return Err(if committed {
-                Fault::silent(idle, "more content")
-            } else {
-                first.fault()
-            });
+        let piece = if self.watcher.committed {
+            // What the caller has seen cannot be taken back.
+            let idle = self.job.relay.idle_limit;
+            let piece = self.alarm.within(self.active + idle, body.next()).await;
+            piece.ok_or_else(|| Fault::silent(idle, "more content"))?
+        } else {
+            let next = async { Ok(body.next().await) };
+            let piece = self.alarm.within(first.by, unless_recalled(placement, next)).await;
+            piece.unwrap_or_else(|| Err(first.fault()))?
         };
         piece.transpose().map_err(|error| {
             tracing::debug!(%error, "stream broke");
@@ -209,11 +211,12 @@ impl<'a> Attempt<'a> {
     }
 
     /// Handles one event. `Some`: the answer is whole, and whether the server thinks so too.
-    async fn step(&mut self, event: &Event) -> Result<Option<Over>, Fault> {
+    async fn step(&mut self, event: &Event, placement: &Placement) -> Result<Option<Over>, Fault> {
         let step = self.watcher.read(event);
         self.note_content();
         if event.data().is_some() {
             self.active = Instant::now();
+            placement.hear(self.active);
         }
         match step {
             Step::Keep => {}

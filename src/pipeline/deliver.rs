@@ -35,6 +35,10 @@ struct Facts {
     told: Option<Told>,
 }
 
+/// Times that a request is taken back and placed anew: servers that come back only to hang again must not
+/// keep it for ever.
+const RECALLS_MAX: u32 = 4;
+
 type SharedFacts = Arc<Mutex<Facts>>;
 
 /// Carries a request to its end.
@@ -267,8 +271,22 @@ fn note(
             "the server failed an attempt"
         );
     }
+    if fault.is_recall() {
+        return recalled(placement, ask, record, job);
+    }
     ask.tried.push(server.clone());
     fault.last || record.attempts >= job.relay.attempts_max
+}
+
+/// Books a request that was taken back from a server that hung. It was no attempt of its own, and the time
+/// there no wait of its own. The server stays open to it: it takes nothing until it has come back.
+fn recalled(placement: &Placement, ask: &mut Ask, record: &mut Record, job: &Job) -> bool {
+    record.attempts = record.attempts.saturating_sub(1);
+    ask.recalls = ask.recalls.saturating_add(1);
+    if job.content_by.is_none() {
+        ask.deadline += placement.since().elapsed();
+    }
+    ask.recalls > RECALLS_MAX
 }
 
 fn settle(broker: &Arc<Broker>, mut record: Record, watched: Watched) {

@@ -213,6 +213,7 @@ impl Broker {
             tried: Vec::new(),
             deadline: record.started() + deadline.unwrap_or(settings.queue.wait_max),
             arrival: None,
+            recalls: 0,
         };
         let mut job = studied.job(settings.relay.clone(), settings.limits.clone(), counted);
         job.content_by = deadline.map(|deadline| record.started() + deadline);

@@ -54,6 +54,20 @@ impl Fault {
         Self { cause: "deadline", refusal, outcome: Outcome::Unjudged, last: true, had: true }
     }
 
+    /// The server hangs, and the request was taken back before the caller saw any of its answer.
+    pub(super) fn hung() -> Self {
+        let text =
+            "The model server hung: it had this request, said nothing and did nothing. Retry.";
+        let refusal = Refusal::new(Reason::ServerSilent, text).retry_after(Duration::from_secs(1));
+        // The breaker knows already.
+        Self { cause: HUNG, refusal, outcome: Outcome::Unjudged, last: false, had: true }
+    }
+
+    /// Whether the request was taken back, rather than failed.
+    pub(super) fn is_recall(&self) -> bool {
+        self.cause == HUNG
+    }
+
     /// The server refused before it began.
     const fn unstarted(mut self) -> Self {
         self.had = false;
@@ -66,6 +80,9 @@ impl Fault {
         self
     }
 }
+
+/// The label of requests that were taken back from a server that hung.
+const HUNG: &str = "hung";
 
 /// Longest `Retry-After` of a server that is believed.
 const RETRY_MAX: Duration = Duration::from_secs(60);
@@ -131,10 +148,11 @@ impl Job {
                 Fault::failed("broken", "The model server broke the connection.")
             }
         })?;
+        placement.hear(Instant::now());
         if !answer.status.is_success() {
             let status = answer.status;
             let headers = std::mem::take(&mut answer.headers);
-            let body = whole_body(&mut answer.body, ERROR_BODY_MAX);
+            let body = whole_body(&mut answer.body, ERROR_BODY_MAX, placement);
             let body = tokio::time::timeout(ERROR_BODY_LIMIT, body).await;
             let body = body.ok().and_then(Result::ok).unwrap_or_default();
             return Err(rejected(status, &headers, &body));
@@ -213,10 +231,15 @@ fn message_of(body: &[u8]) -> Option<String> {
 /// The label of an answer beyond `limits.answer_max_mib`.
 const TOO_LARGE: &str = "too_large";
 
-async fn whole_body(body: &mut AnswerBody, max: usize) -> Result<Bytes, &'static str> {
+async fn whole_body(
+    body: &mut AnswerBody,
+    max: usize,
+    placement: &Placement,
+) -> Result<Bytes, &'static str> {
     let mut out = BytesMut::new();
     while let Some(piece) = body.next().await {
         let piece = piece.map_err(|_| "broken")?;
+        placement.hear(Instant::now());
         if out.len() + piece.len() > max {
             return Err(TOO_LARGE);
         }
@@ -240,9 +263,10 @@ pub async fn whole(
     let max = usize::try_from(job.limits.answer_max.get()).unwrap_or(usize::MAX);
     let work = async {
         let mut answer = job.open(placement, record, "application/json").await?;
-        whole_body(&mut answer.body, max).await.map_err(|cause| broken_off(cause, job))
+        let body = whole_body(&mut answer.body, max, placement).await;
+        body.map_err(|cause| broken_off(cause, job))
     };
-    let body = within(Instant::now() + limit, work)
+    let body = within(Instant::now() + limit, unless_recalled(placement, work))
         .await
         .unwrap_or_else(|| Err(Fault::silent(limit, "whole answer")))?;
     super::whole::check(job, body)
@@ -271,6 +295,19 @@ pub struct Watched {
     pub from_server: bool,
     /// The server's word on the input, whether or not the rest of its usage can be true.
     pub told: Option<ToldInput>,
+}
+
+/// The work, unless the placement is taken back first; the work is dropped then, and its connection closed.
+pub(super) async fn unless_recalled<T>(
+    placement: &Placement,
+    work: impl Future<Output = Result<T, Fault>>,
+) -> Result<T, Fault> {
+    tokio::select! {
+        // In order: an answer that has come is taken, whatever is thought of its server.
+        biased;
+        done = work => done,
+        () = placement.recalled() => Err(Fault::hung()),
+    }
 }
 
 pub(super) async fn within<T>(until: Instant, work: impl Future<Output = T>) -> Option<T> {

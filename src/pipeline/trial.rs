@@ -159,7 +159,7 @@ mod tests {
         let server = Arc::new(Panics("a".into(), Arc::clone(&calls)));
         let known = ServerState {
             health: Health::Up,
-            models: vec![ServedModel { name: "m".into(), context_window: None }],
+            models: vec![ServedModel::ready("m".into(), None)],
             read_at: Some(Instant::now()),
             ..ServerState::unknown("a".into(), ServerKind::OpenAi)
         };

@@ -19,6 +19,7 @@ use crate::{
             pair::{Pair, Standing},
         },
     },
+    schedule::memory::MemoryView,
     snapshot::{Capacity, GpuPlane, Health, Load, ServerKind},
     units::{Cost, Tokens},
 };
@@ -80,6 +81,12 @@ pub struct Server {
     pub health: Health,
     /// Its breaker is open.
     pub breaker_open: bool,
+    /// It was taken out because it hung; the signs, in words.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hung: Option<String>,
+    /// What it may still use of its GPUs' memory, where that is guarded.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memory: Option<MemoryView>,
     /// An operator drained it.
     pub drained: bool,
     /// Why its devices keep requests away from it.
@@ -313,6 +320,8 @@ fn server(view: ServerView, holdings: &Holdings) -> Server {
         usable: view.usable,
         breaker_open: view.breaker_open,
         drained: view.drained,
+        memory: view.memory,
+        hung: view.hung.map(|hung| hung.why),
         placed_requests: view.placed,
         placed_tokens: view.placed_tokens,
         name: view.state.id,

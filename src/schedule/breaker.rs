@@ -49,6 +49,12 @@ impl Breaker {
         self.open.take().is_some()
     }
 
+    /// The server must not get any request until it has shown that it answers. Closed => Open.
+    pub fn open(&mut self, rules: &config::Breaker, now: Instant) {
+        let pause = rules.trial_first;
+        self.open.get_or_insert(Open { next_trial: now + pause, pause });
+    }
+
     /// The server failed a request or a trial. True when that opened the breaker.
     pub fn failure(&mut self, rules: &config::Breaker, now: Instant) -> bool {
         match &mut self.open {
@@ -67,8 +73,7 @@ impl Breaker {
                 if self.failures < rules.failures {
                     return false;
                 }
-                let pause = rules.trial_first;
-                self.open = Some(Open { next_trial: now + pause, pause });
+                self.open(rules, now);
                 true
             }
         }
@@ -96,6 +101,17 @@ mod tests {
         assert!(!breaker.failure(&RULES, now));
         assert!(breaker.failure(&RULES, now));
         assert!(breaker.is_open());
+    }
+
+    #[test]
+    fn one_that_is_told_to_open_keeps_its_trials_and_closes_as_ever() {
+        let now = Instant::now();
+        let mut breaker = Breaker::new();
+        breaker.open(&RULES, now);
+        assert_eq!(breaker.next_trial(), Some(now + RULES.trial_first));
+        breaker.open(&RULES, now + Duration::from_secs(9));
+        assert_eq!(breaker.next_trial(), Some(now + RULES.trial_first));
+        assert!(breaker.success());
     }
 
     #[test]

@@ -110,7 +110,7 @@ mod tests {
     fn server(id: &str, window: Option<u64>) -> ServerState {
         let mut state = ServerState::unknown(id.into(), ServerKind::Vllm);
         let context_window = window.map(Tokens);
-        state.models = vec![ServedModel { name: "llama-8b".into(), context_window }];
+        state.models = vec![ServedModel::ready("llama-8b".into(), context_window)];
         state
     }
 

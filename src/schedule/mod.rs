@@ -1,10 +1,13 @@
 //! Placement: which server takes a request, and whether it fits now.
 //!
 //! A server takes a request when its free token room holds input plus expected output and it may run as
-//! many more sequences as the request has. Of those that fit, the least loaded takes it.
+//! many more sequences as the request has. Where its memory grows with its work, its GPUs must have that, too
+//! (`memory`). Of those that fit, the least loaded takes it.
 
 pub mod breaker;
 pub mod catalog;
+pub mod hung;
+pub mod memory;
 pub mod pace;
 
 use crate::{
@@ -12,7 +15,8 @@ use crate::{
     snapshot::{Capacity, ServedModel},
     units::Tokens,
 };
-use std::cmp::Ordering;
+use memory::MemoryRoom;
+use std::{cmp::Ordering, collections::BTreeMap};
 
 /// Sequences at once on a server that tells no limit and has none configured.
 pub const RUNNING_UNKNOWN: u32 = 256;
@@ -40,6 +44,10 @@ pub struct Room {
     pub placed: u32,
     /// Requests that we placed there.
     pub requests: u32,
+    /// What it may still use of its GPUs' memory, where that grows with its work and can be told.
+    pub memory: Option<MemoryRoom>,
+    /// Requests that we placed there, by model, of models that are loaded when they are asked for.
+    pub busy: BTreeMap<ModelName, u32>,
     /// Requests placed there since start; spreads work over idle servers.
     pub placed_ever: u64,
 }
@@ -56,6 +64,8 @@ impl Room {
             placed_tokens: Tokens::ZERO,
             placed: 0,
             requests: 0,
+            memory: None,
+            busy: BTreeMap::new(),
             placed_ever: 0,
         }
     }
@@ -94,7 +104,7 @@ impl Room {
             .kv_tokens
             .is_none_or(|all| self.placed_tokens.plus(self.claim(need.tokens)) <= all);
         let placed = self.placed.saturating_add(self.claim_sequences(need.sequences));
-        tokens && placed <= self.max_running()
+        tokens && placed <= self.max_running() && self.memory_fits(need)
     }
 
     /// Share of this server that is taken, by tokens or by sequences, whichever is scarcer.
@@ -135,6 +145,9 @@ pub enum Choice {
     Here(usize),
     /// A server that serves it is usable but full.
     Full,
+    /// A server that serves it is usable, but its GPUs have not the memory, and will not have it when all our
+    /// requests have ended.
+    Cramped,
     /// A server that serves it exists and was not tried, but none is usable.
     Down,
     /// No untried server serves it.
@@ -153,6 +166,12 @@ pub fn choose(rooms: &[Room], need: Need<'_>) -> Choice {
         if !room.usable {
             if choice == Choice::Nobody {
                 choice = Choice::Down;
+            }
+            continue;
+        }
+        if !room.memory_could_fit(need) {
+            if choice != Choice::Full {
+                choice = Choice::Cramped;
             }
             continue;
         }
@@ -178,7 +197,7 @@ mod tests {
     fn room(id: &str, kv: u64, placed_tokens: u64, placed: u32) -> Room {
         Room {
             usable: true,
-            models: vec![ServedModel { name: "m".into(), context_window: None }],
+            models: vec![ServedModel::ready("m".into(), None)],
             capacity: Capacity {
                 kv_tokens: Some(Tokens(kv)),
                 max_running: Some(4),

@@ -7,7 +7,7 @@
 use super::{
     exposition,
     http::{Client, ClientLimits},
-    llamacpp, openai,
+    llamacpp, ollama, openai,
     remote::{MODELS, PAGE_MAX},
     sglang, vllm,
 };
@@ -111,7 +111,12 @@ impl Signs {
         match self.metrics_kind().await {
             Some(ServerKind::Vllm) => (ServerKind::Vllm, self.version(vllm::VERSION).await),
             Some(kind) => (kind, None),
-            None => (ServerKind::OpenAi, self.generic_version().await),
+            None => match self.page(ollama::ROOT).await {
+                Some(page) if ollama::is_it(&page) => {
+                    (ServerKind::Ollama, self.version(ollama::VERSION).await)
+                }
+                _ => (ServerKind::OpenAi, self.version("/info").await),
+            },
         }
     }
 
@@ -127,14 +132,6 @@ impl Signs {
             let named = PREFIXES.iter().find(|(prefix, _)| sample.name.starts_with(prefix));
             named.map(|(_, kind)| *kind)
         })
-    }
-
-    /// Ollama's place, then TGI's.
-    async fn generic_version(&self) -> Option<String> {
-        match self.version("/api/version").await {
-            Some(version) => Some(version),
-            None => self.version("/info").await,
-        }
     }
 }
 
@@ -172,8 +169,11 @@ mod tests {
         let ollama = [
             ("/v1/models", 200, r#"{"object":"list","data":null}"#),
             ("/api/version", 200, r#"{"version":"0.33.0"}"#),
+            ("/", 200, "Ollama is running"),
         ];
-        assert_eq!(only(&ollama).await, Some((ServerKind::OpenAi, Some("0.33.0".into()))));
+        assert_eq!(only(&ollama).await, Some((ServerKind::Ollama, Some("0.33.0".into()))));
+        let tgi = [models, ("/info", 200, r#"{"version":"3.3.7"}"#)];
+        assert_eq!(only(&tgi).await, Some((ServerKind::OpenAi, Some("3.3.7".into()))));
     }
 
     #[tokio::test]

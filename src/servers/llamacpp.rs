@@ -76,6 +76,8 @@ pub struct Slots {
     pub total: u32,
     /// Tokens of the busy slots' prompts and answers. What idle slots still hold can be evicted.
     pub used: Tokens,
+    /// What the slots have read and written, and for which tasks: changes with each step.
+    pub steps: Option<u64>,
 }
 
 impl Slots {
@@ -85,7 +87,7 @@ impl Slots {
         let waiting = (self.busy < self.total).then_some(0);
         let room = room.filter(|room| *room > Tokens::ZERO);
         let kv_used_ratio = room.map(|room| openai::share(self.used.share_of(room)));
-        Load { running: Some(self.busy), waiting, kv_used_ratio }
+        Load { running: Some(self.busy), waiting, kv_used_ratio, progress: self.steps }
     }
 }
 
@@ -93,7 +95,8 @@ impl Slots {
 pub fn slots(page: &[u8]) -> Option<Slots> {
     let page: Value = serde_json::from_slice(page).ok()?;
     let list = page.as_array().filter(|list| !list.is_empty())?;
-    let mut slots = Slots { busy: 0, total: 0, used: Tokens::ZERO };
+    let mut slots = Slots { busy: 0, total: 0, used: Tokens::ZERO, steps: None };
+    slots.steps = openai::folded(list.iter().flat_map(steps));
     for slot in list {
         let busy = slot.get("is_processing").and_then(Value::as_bool)?;
         slots.total = slots.total.saturating_add(1);
@@ -106,16 +109,31 @@ pub fn slots(page: &[u8]) -> Option<Slots> {
 }
 
 fn held(slot: &Value) -> Tokens {
-    let number = |value: Option<&Value>| Tokens(value.and_then(Value::as_u64).unwrap_or(0));
-    let decoded = match slot.get("next_token") {
-        Some(Value::Array(list)) => {
-            list.iter().fold(Tokens::ZERO, |sum, next| sum.plus(number(next.get("n_decoded"))))
-        }
-        Some(next) => number(next.get("n_decoded")),
-        None => Tokens::ZERO,
-    };
-    number(slot.get("n_prompt_tokens")).plus(decoded)
+    number(slot, "n_prompt_tokens").plus(decoded(slot))
 }
+
+fn number(object: &Value, name: &str) -> Tokens {
+    Tokens(object.get(name).and_then(Value::as_u64).unwrap_or(0))
+}
+
+fn decoded(slot: &Value) -> Tokens {
+    match slot.get("next_token") {
+        Some(Value::Array(list)) => {
+            list.iter().fold(Tokens::ZERO, |sum, next| sum.plus(number(next, "n_decoded")))
+        }
+        Some(next) => number(next, "n_decoded"),
+        None => Tokens::ZERO,
+    }
+}
+
+fn steps(slot: &Value) -> [u64; 3] {
+    [number(slot, "id_task"), number(slot, "n_prompt_tokens_processed"), decoded(slot)]
+        .map(Tokens::get)
+}
+
+/// Counters that rise with each step.
+const STEPS: [&str; 3] =
+    ["llamacpp:prompt_tokens_total", "llamacpp:tokens_predicted_total", "llamacpp:n_decode_total"];
 
 /// Reads the metrics page.
 pub fn load(page: &str) -> Load {
@@ -124,6 +142,11 @@ pub fn load(page: &str) -> Load {
         waiting: exposition::sum(page, "llamacpp:requests_deferred").map(openai::whole),
         // Gone in newer versions.
         kv_used_ratio: exposition::mean(page, "llamacpp:kv_cache_usage_ratio").map(openai::share),
+        progress: openai::folded(
+            exposition::samples(page)
+                .filter(|sample| STEPS.contains(&sample.name))
+                .map(|sample| openai::counted_up(sample.value)),
+        ),
     }
 }
 
@@ -196,7 +219,7 @@ mod tests {
     #[test]
     fn busy_slots_are_the_load() {
         let slots = slots(SLOTS_PAGE).unwrap();
-        assert_eq!(slots, Slots { busy: 2, total: 3, used: Tokens(2048) });
+        assert_eq!((slots.busy, slots.total, slots.used), (2, 3, Tokens(2048)));
         let load = slots.load(Some(Tokens(8192)));
         assert_eq!((load.running, load.waiting), (Some(2), Some(0)));
         assert_eq!(load.kv_used_ratio, Some(0.25));
@@ -205,9 +228,26 @@ mod tests {
 
     #[test]
     fn when_all_slots_are_busy_slots_cannot_tell_who_waits() {
-        let full = Slots { busy: 3, total: 3, used: Tokens(9000) };
+        let full = Slots { busy: 3, total: 3, used: Tokens(9000), steps: None };
         assert_eq!(full.load(Some(Tokens(8192))).waiting, None);
         assert_eq!(full.load(Some(Tokens(8192))).kv_used_ratio, Some(1.0));
+    }
+
+    #[test]
+    fn a_step_of_any_slot_is_progress() {
+        let steps = |page: &str| slots(page.as_bytes()).unwrap().steps;
+        let page = |processed: u64, decoded: u64| {
+            format!(
+                "[{{\"id_task\":1,\"is_processing\":true,\"n_prompt_tokens\":9,\
+                 \"n_prompt_tokens_processed\":{processed},\"next_token\":[{{\"n_decoded\":{decoded}}}]}}]"
+            )
+        };
+        assert_eq!(steps(&page(4, 0)), steps(&page(4, 0)));
+        assert_ne!(steps(&page(4, 0)), steps(&page(6, 0)), "it reads its input");
+        assert_ne!(steps(&page(9, 1)), steps(&page(9, 2)), "it writes");
+        let metrics = |n: u64| load(&format!("llamacpp:n_decode_total {n}\n")).progress;
+        assert_ne!(metrics(7), metrics(8));
+        assert_eq!(load("llamacpp:requests_processing 3\n").progress, None);
     }
 
     #[test]

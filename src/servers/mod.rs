@@ -10,6 +10,7 @@ pub mod exchange;
 pub mod exposition;
 pub mod http;
 pub mod llamacpp;
+pub mod ollama;
 pub mod openai;
 pub mod probe;
 pub mod remote;

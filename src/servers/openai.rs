@@ -4,10 +4,9 @@
 
 use crate::{
     ids::ModelName,
-    snapshot::{Load, Reported, ServedModel},
-    units::Tokens,
+    snapshot::{Load, Loading, Reported, ServedModel},
+    units::{Bytes, Tokens},
 };
-use bytes::Bytes;
 use serde_json::{Map, Value, json};
 
 /// Models taken from one server's list. A list longer than this is cut: it is not a host's.
@@ -39,7 +38,8 @@ pub fn models(page: &[u8]) -> Option<Vec<ServedModel>> {
         for name in id.into_iter().chain(aliases) {
             let known = models.iter().any(|model| model.name.as_str() == name);
             if is_name(name) && !known && models.len() < MODELS_MAX {
-                models.push(ServedModel { name: ModelName::from(name), context_window });
+                let name = ModelName::from(name);
+                models.push(ServedModel { name, context_window, loading: loading(card) });
             }
         }
     }
@@ -55,6 +55,14 @@ fn is_name(name: &str) -> bool {
 fn window(card: &Value) -> Option<Tokens> {
     let places = ["/max_model_len", "/meta/n_ctx", "/context_length", "/context_window"];
     places.iter().find_map(|place| positive(card.pointer(place)?)).map(Tokens)
+}
+
+/// Of a server that loads models when they are asked for (llama.cpp as a router): its state, and the size of
+/// its files where that is told. Without a size nothing can be said of what loading takes.
+fn loading(card: &Value) -> Option<Loading> {
+    let status = card.pointer("/status/value")?.as_str()?;
+    let size = ["/meta/size", "/size"].iter().find_map(|place| positive(card.pointer(place)?))?;
+    Some(Loading { memory: Bytes(size), loaded: status == "loaded" })
 }
 
 fn inherited(card: &Value, cards: &[Value]) -> Option<Tokens> {
@@ -106,9 +114,9 @@ pub fn named(names: &[ModelName], listed: &[ServedModel]) -> Vec<ServedModel> {
     let find = |name: &ModelName| listed.iter().find(|model| model.name == *name);
     names
         .iter()
-        .map(|name| ServedModel {
-            name: name.clone(),
-            context_window: find(name).map_or(shared, |model| model.context_window),
+        .map(|name| match find(name) {
+            Some(model) => model.clone(),
+            None => ServedModel::ready(name.clone(), shared),
         })
         .collect()
 }
@@ -129,6 +137,19 @@ pub(super) fn whole(value: f64) -> u32 {
 /// A share, held between 0 and 1.
 pub(super) fn share(value: f64) -> f64 {
     value.clamp(0.0, 1.0)
+}
+
+/// Several counters as one number that changes with each of them. `None` when there is none of them.
+pub(super) fn folded(counters: impl IntoIterator<Item = u64>) -> Option<u64> {
+    // Each counts its place: what one gains and another loses must not cancel out.
+    counters.into_iter().fold(None, |sum: Option<u64>, counter| {
+        Some(sum.unwrap_or(0).wrapping_mul(0x0100_0000_01b3).wrapping_add(counter).wrapping_add(1))
+    })
+}
+
+/// A counter of a metrics page, for [`folded`]. A small step of a large sum must not be lost.
+pub(super) fn counted_up(value: f64) -> u64 {
+    value.to_bits()
 }
 
 /// A load that says nothing.
@@ -159,7 +180,7 @@ pub enum Count {
         /// Path on the server.
         path: &'static str,
         /// The bodies to post, at least one.
-        bodies: Vec<Bytes>,
+        bodies: Vec<bytes::Bytes>,
     },
 }
 
@@ -196,8 +217,8 @@ pub(super) fn count_prompt(
 }
 
 /// JSON as a body to post.
-pub(super) fn posted(value: &Value) -> Bytes {
-    Bytes::from(value.to_string())
+pub(super) fn posted(value: &Value) -> bytes::Bytes {
+    bytes::Bytes::from(value.to_string())
 }
 
 /// Moves the fields that are there and not null from one object to another.
@@ -267,6 +288,16 @@ mod tests {
     }
 
     #[test]
+    fn a_router_tells_what_is_loaded() {
+        let page = br#"{"data":[{"id":"a","status":{"value":"loaded"},"meta":{"size":70}},
+            {"id":"b","status":{"value":"unloaded"},"meta":{"size":50}},
+            {"id":"c","status":{"value":"unloaded"}},{"id":"d","meta":{"size":9}}]}"#;
+        let told: Vec<_> = models(page).unwrap().iter().map(|model| model.loading).collect();
+        let of = |memory, loaded| Some(Loading { memory: Bytes(memory), loaded });
+        assert_eq!(told, [of(70, true), of(50, false), None, None]);
+    }
+
+    #[test]
     fn a_list_tells_what_was_loaded() {
         let page = json!({"data": [
             {"id": "chat", "root": "/models/chat-7b", "parent": null},
@@ -296,10 +327,8 @@ mod tests {
 
     #[test]
     fn operators_names_win_and_keep_told_windows() {
-        let model = |name: &str, window: Option<u64>| ServedModel {
-            name: name.into(),
-            context_window: window.map(Tokens),
-        };
+        let model =
+            |name: &str, window: Option<u64>| ServedModel::ready(name.into(), window.map(Tokens));
         let one = [model("file.gguf", Some(4096))];
         assert_eq!(named(&["mine".into()], &one), [model("mine", Some(4096))]);
         let two = [model("a", Some(1)), model("b", Some(2))];
@@ -313,7 +342,7 @@ mod tests {
         let count = |prompt: Value| count_prompt(&prompt, "/t", |text| json!({ "p": text }));
         assert_eq!(count(json!([1, 2, 3])), Some(Count::Known(Tokens(3))));
         assert_eq!(count(json!([[1, 2], [3]])), Some(Count::Known(Tokens(3))));
-        let bodies = vec![Bytes::from(r#"{"p":"a"}"#), Bytes::from(r#"{"p":"b"}"#)];
+        let bodies = [r#"{"p":"a"}"#, r#"{"p":"b"}"#].map(bytes::Bytes::from).to_vec();
         assert_eq!(count(json!(["a", "b"])), Some(Count::Ask { path: "/t", bodies }));
         for odd in [json!([]), json!(null), json!(["a", 1]), json!([[1], ["a"]]), json!({})] {
             assert_eq!(count(odd), None);

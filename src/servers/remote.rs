@@ -5,14 +5,14 @@
 use super::{
     Answer, Call, CallError, Later, ModelServer, Route, Told,
     http::{Client, ClientLimits},
-    llamacpp,
+    llamacpp, ollama,
     openai::{self, Count},
     sglang, vllm,
 };
 use crate::{
     config::{Place, Server},
     ids::{ModelName, ServerId},
-    snapshot::{Capacity, Health, Load, Reported, ServerKind, ServerState},
+    snapshot::{Capacity, Health, Load, Reported, ServedModel, ServerKind, ServerState},
     units::Tokens,
 };
 use bytes::Bytes;
@@ -152,6 +152,7 @@ impl Remote {
             ServerKind::Sglang if ready => (sglang::READY, self.limit),
             ServerKind::Sglang => (sglang::HEALTH, self.limit.max(GENERATING_HEALTH)),
             ServerKind::LlamaCpp => (llamacpp::HEALTH, self.limit),
+            ServerKind::Ollama => (ollama::VERSION, self.limit),
             ServerKind::OpenAi | ServerKind::Embedded => (MODELS, self.limit),
         };
         let (status, page) = match self.client.get(path, limit, PAGE_MAX).await {
@@ -179,6 +180,7 @@ impl Remote {
 
     async fn read(&self, seen: &mut Seen, state: &mut ServerState) {
         let until = Instant::now() + self.limit;
+        let before = state.models.clone();
         if self.kind != ServerKind::OpenAi {
             match self.page(MODELS, until).await {
                 Page::Here(page) => {
@@ -202,6 +204,7 @@ impl Remote {
             ServerKind::Vllm => self.read_vllm(state, due, until).await,
             ServerKind::Sglang => self.read_sglang(seen, state, due, until).await,
             ServerKind::LlamaCpp => self.read_llamacpp(seen, state, due, until).await,
+            ServerKind::Ollama => self.read_ollama(state, &before, due, until).await,
             ServerKind::OpenAi | ServerKind::Embedded => {}
         }
     }
@@ -294,7 +297,12 @@ impl Remote {
         }
         if seen.sleeping {
             // Asking for its slots would wake it.
-            state.load = Load { running: Some(0), waiting: Some(0), kv_used_ratio: Some(0.0) };
+            state.load = Load {
+                running: Some(0),
+                waiting: Some(0),
+                kv_used_ratio: Some(0.0),
+                progress: None,
+            };
             return;
         }
         if !seen.no_slots {
@@ -315,10 +323,37 @@ impl Remote {
                     state.load.running = state.load.running.or(told.running);
                     state.load.waiting = told.waiting;
                     state.load.kv_used_ratio = state.load.kv_used_ratio.or(told.kv_used_ratio);
+                    // One source for all rounds: the slots where they tell, whoever was asked now.
+                    state.load.progress = state.load.progress.or(told.progress);
                 }
                 Page::Absent => seen.no_metrics = true,
                 Page::Locked(_) | Page::Missing => {}
             }
+        }
+    }
+
+    async fn read_ollama(
+        &self,
+        state: &mut ServerState,
+        before: &[ServedModel],
+        due: bool,
+        until: Instant,
+    ) {
+        // A model that was pulled just now is asked for at once.
+        let told = |model: &ServedModel| before.iter().any(|known| known.name == model.name);
+        let mut disk = None;
+        if (due || !state.models.iter().all(told))
+            && let Page::Here(page) = self.page(ollama::TAGS, until).await
+        {
+            disk = ollama::on_disk(&page);
+        }
+        let loaded = match self.page(ollama::PS, until).await {
+            Page::Here(page) => ollama::loaded(&page),
+            Page::Absent | Page::Locked(_) | Page::Missing => None,
+        };
+        ollama::tell_loading(&mut state.models, before, disk.as_deref(), loaded.as_deref());
+        if due && let Page::Here(page) = self.page(ollama::VERSION, until).await {
+            state.version = openai::text(&page, "/version").or(state.version.take());
         }
     }
 
@@ -339,7 +374,7 @@ impl Remote {
         }
     }
 
-    fn take_models(&self, state: &mut ServerState, listed: Vec<crate::snapshot::ServedModel>) {
+    fn take_models(&self, state: &mut ServerState, listed: Vec<ServedModel>) {
         state.models =
             if self.names.is_empty() { listed } else { openai::named(&self.names, &listed) };
     }
@@ -352,7 +387,9 @@ impl Remote {
             ServerKind::Vllm => (vllm::count(route, &body), vllm::counted),
             ServerKind::Sglang => (sglang::count(route, &body), sglang::counted),
             ServerKind::LlamaCpp => (llamacpp::count(route, &body), llamacpp::counted),
-            ServerKind::OpenAi | ServerKind::Embedded => (None, openai::counted),
+            ServerKind::Ollama | ServerKind::OpenAi | ServerKind::Embedded => {
+                (None, openai::counted)
+            }
         };
         let (path, bodies) = match count {
             None => return Told::Absent,
@@ -451,7 +488,7 @@ impl ModelServer for Remote {
         let takes = match self.kind {
             ServerKind::Sglang => route != Route::Embeddings,
             ServerKind::Vllm | ServerKind::LlamaCpp => route == Route::Completions,
-            ServerKind::OpenAi | ServerKind::Embedded => false,
+            ServerKind::Ollama | ServerKind::OpenAi | ServerKind::Embedded => false,
         };
         self.send_ids && takes
     }
@@ -476,7 +513,7 @@ impl ModelServer for Remote {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{servers::staged::Staged, snapshot::ServedModel};
+    use crate::{servers::staged::Staged, snapshot::Loading, units::Bytes as Size};
 
     const LIMIT: Duration = Duration::from_secs(5);
     const LIST: &str = r#"{"data":[{"id":"m","max_model_len":4096}]}"#;
@@ -511,7 +548,7 @@ mod tests {
     }
 
     fn model(name: &str, window: Option<u64>) -> ServedModel {
-        ServedModel { name: name.into(), context_window: window.map(Tokens) }
+        ServedModel::ready(name.into(), window.map(Tokens))
     }
 
     async fn vllm() -> Staged {
@@ -531,7 +568,8 @@ mod tests {
         let state = remote.observe(&unknown(ServerKind::Vllm)).await;
         assert_eq!(state.health, Health::Up);
         assert_eq!(state.models, [model("m", Some(4096))]);
-        let load = Load { running: Some(2), waiting: Some(1), kv_used_ratio: Some(0.5) };
+        let load =
+            Load { running: Some(2), waiting: Some(1), kv_used_ratio: Some(0.5), progress: None };
         assert_eq!(state.load, load);
         assert_eq!(state.capacity.kv_tokens, Some(Tokens(70_000)));
         assert_eq!(state.version.as_deref(), Some("0.33.0"));
@@ -722,13 +760,41 @@ mod tests {
         .await;
         let remote = remote(&server(ServerKind::LlamaCpp, staged.port));
         let state = remote.observe(&unknown(ServerKind::LlamaCpp)).await;
-        let load = Load { running: Some(1), waiting: Some(0), kv_used_ratio: Some(0.25) };
+        let progress = state.load.progress;
+        let load = Load { running: Some(1), waiting: Some(0), kv_used_ratio: Some(0.25), progress };
         assert_eq!(state.load, load);
         assert_eq!(state.capacity.max_running, Some(2));
         assert!(!staged.asked().contains(&"GET /metrics".to_owned()));
         staged.page("/slots", 200, &two);
-        let load = Load { running: Some(2), waiting: Some(7), kv_used_ratio: Some(0.5) };
+        let load = Load { running: Some(2), waiting: Some(7), kv_used_ratio: Some(0.5), progress };
         assert_eq!(remote.observe(&state).await.load, load);
+    }
+
+    #[tokio::test]
+    async fn ollama_tells_what_is_loaded_and_what_loading_takes() {
+        let staged = Staged::start(&[
+            ("/api/version", 200, r#"{"version":"0.33.0"}"#),
+            ("/v1/models", 200, r#"{"object":"list","data":[{"id":"a"},{"id":"b"}]}"#),
+            ("/api/tags", 200, r#"{"models":[{"name":"a","size":10},{"name":"b","size":100}]}"#),
+            ("/api/ps", 200, r#"{"models":[{"name":"a","size_vram":14,"context_length":4096}]}"#),
+        ])
+        .await;
+        let remote = remote(&server(ServerKind::Ollama, staged.port));
+        let state = remote.observe(&unknown(ServerKind::Ollama)).await;
+        assert_eq!((&state.health, state.version.as_deref()), (&Health::Up, Some("0.33.0")));
+        let of = |name: &str, window, memory, loaded| ServedModel {
+            loading: Some(Loading { memory: Size(memory), loaded }),
+            ..model(name, window)
+        };
+        assert_eq!(state.models, [of("a", Some(4096), 14, true), of("b", None, 120, false)]);
+        assert_eq!(state.load, Load::default());
+        staged.asked();
+        staged.page("/api/ps", 200, r#"{"models":null}"#);
+        let next = remote.observe(&state).await;
+        assert_eq!(next.models, [of("a", Some(4096), 14, false), of("b", None, 120, false)]);
+        assert_eq!(staged.asked(), ["GET /api/version", "GET /v1/models", "GET /api/ps"]);
+        staged.no_page("/api/version");
+        assert_eq!(remote.observe(&next).await.health.as_str(), "down");
     }
 
     #[tokio::test]

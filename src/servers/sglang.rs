@@ -28,6 +28,13 @@ pub const TOKENIZE: &str = "/tokenize";
 /// Every metric of SGLang starts so.
 pub const METRIC_PREFIX: &str = "sglang:";
 
+/// What changes with each step of the scheduler, which alone gives tokens their room.
+const STEPS: [&str; 3] = ["num_used_tokens", "num_total_tokens", "num_active_tokens"];
+
+/// Counters of tokens on the metrics page.
+const COUNTERS: [&str; 3] =
+    ["sglang:prompt_tokens_total", "sglang:generation_tokens_total", "sglang:num_used_tokens"];
+
 /// Reads `/v1/loads`: all ranks together. `None`: this is not such a page.
 pub fn loads(page: &[u8]) -> Option<(Load, Capacity)> {
     let page: Value = serde_json::from_slice(page).ok()?;
@@ -41,6 +48,9 @@ pub fn loads(page: &[u8]) -> Option<(Load, Capacity)> {
         running: sum("num_running_reqs").map(fits),
         waiting: sum("num_waiting_reqs").map(fits),
         kv_used_ratio: used_share(ranks),
+        progress: openai::folded(ranks.iter().flat_map(|rank| {
+            STEPS.iter().filter_map(|name| rank.get(*name)?.as_f64()).map(openai::counted_up)
+        })),
     };
     let capacity = Capacity {
         kv_tokens: sum("max_total_num_tokens").filter(|&room| room > 0).map(Tokens),
@@ -85,6 +95,9 @@ pub fn load(page: &str) -> Load {
         running: sum("sglang:num_running_reqs").map(openai::whole),
         waiting: sum("sglang:num_queue_reqs").map(openai::whole),
         kv_used_ratio,
+        progress: openai::folded(
+            COUNTERS.into_iter().flat_map(named).map(|sample| openai::counted_up(sample.value)),
+        ),
     }
 }
 

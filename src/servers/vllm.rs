@@ -25,11 +25,21 @@ pub const RENDER: &str = "/v1/chat/completions/render";
 /// Every metric of vLLM starts so.
 pub const METRIC_PREFIX: &str = "vllm:";
 
+/// What the engine counts at each of its steps. Requests that ended are not among them: one that its caller
+/// gave up is counted by the front end, whether or not the engine lives.
+const STEPS: [&str; 4] = [
+    "vllm:prompt_tokens_total",
+    "vllm:generation_tokens_total",
+    "vllm:iteration_tokens_total_count",
+    "vllm:iteration_tokens_total_sum",
+];
+
 /// How busy the engines are, together. The page is read once: it is long.
 pub fn load(page: &str) -> Load {
     let mut load = Load::default();
     let mut shares = Mean::default();
     let mut old_shares = Mean::default();
+    let mut steps = Vec::new();
     for sample in exposition::samples(page) {
         let add =
             |to: Option<u32>| Some(to.unwrap_or(0).saturating_add(openai::whole(sample.value)));
@@ -39,10 +49,12 @@ pub fn load(page: &str) -> Load {
             "vllm:kv_cache_usage_perc" => shares.add(sample.value),
             // The name before the V1 engine dropped the other device.
             "vllm:gpu_cache_usage_perc" => old_shares.add(sample.value),
+            name if STEPS.contains(&name) => steps.push(openai::counted_up(sample.value)),
             _ => {}
         }
     }
     load.kv_used_ratio = shares.get().or_else(|| old_shares.get()).map(openai::share);
+    load.progress = openai::folded(steps);
     load
 }
 

@@ -14,7 +14,7 @@ pub use processes::{LINE_MAX, Listener, Network, Process, ProcessTable, TICKS_PE
 
 use crate::{
     ids::{ModelName, ServerId},
-    units::Tokens,
+    units::{Bytes, Tokens},
 };
 use serde::Serialize;
 use tokio::time::Instant;
@@ -54,6 +54,24 @@ pub struct ServedModel {
     pub name: ModelName,
     /// Context window in tokens, input and output together, where the server tells it.
     pub context_window: Option<Tokens>,
+    /// Of a server that loads models when they are asked for: what that takes.
+    pub loading: Option<Loading>,
+}
+
+impl ServedModel {
+    /// A model that is there whenever its server is.
+    pub const fn ready(name: ModelName, context_window: Option<Tokens>) -> Self {
+        Self { name, context_window, loading: None }
+    }
+}
+
+/// What a model takes on a server that loads it when it is asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Loading {
+    /// Memory on GPUs: while it is loaded as the server tells it, before that an estimate.
+    pub memory: Bytes,
+    /// It is loaded now.
+    pub loaded: bool,
 }
 
 /// What a server says it loaded.
@@ -74,6 +92,10 @@ pub struct Load {
     pub waiting: Option<u32>,
     /// Share of the KV cache in use, 0.0 to 1.0.
     pub kv_used_ratio: Option<f64>,
+    /// A number that changes whenever its engine gets ahead, and only then: its counters of tokens and steps
+    /// taken together. It means nothing else.
+    #[serde(skip)]
+    pub progress: Option<u64>,
 }
 
 /// How much a server can hold.

@@ -192,7 +192,9 @@ impl Profile {
     pub fn of(kind: ServerKind) -> Self {
         let rules = match kind {
             // A server of unknown make is most often a vLLM behind another name.
-            ServerKind::Vllm | ServerKind::OpenAi | ServerKind::Embedded => VLLM,
+            ServerKind::Vllm | ServerKind::Ollama | ServerKind::OpenAi | ServerKind::Embedded => {
+                VLLM
+            }
             ServerKind::Sglang => SGLANG,
             ServerKind::LlamaCpp => LLAMA_CPP,
         };
@@ -209,10 +211,12 @@ impl Profile {
     }
 
     /// The rules of a kind of server with these files. A server of unknown make that serves a GGUF file is
-    /// llama.cpp in some shell.
+    /// llama.cpp in some shell, as Ollama is.
     pub fn with_files(kind: ServerKind, files: &ModelFiles) -> Self {
         match kind {
-            ServerKind::OpenAi if files.is_gguf() => Self::of(ServerKind::LlamaCpp),
+            ServerKind::Ollama | ServerKind::OpenAi if files.is_gguf() => {
+                Self::of(ServerKind::LlamaCpp)
+            }
             kind => Self::of(kind),
         }
     }

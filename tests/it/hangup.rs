@@ -76,7 +76,7 @@ fn broker() -> Arc<Broker> {
     broker.dispatch.join(server, Arc::new(Notify::new()), unknown);
     broker.dispatch.observe(&ServerState {
         health: Health::Up,
-        models: vec![ServedModel { name: ModelName::from("m"), context_window: None }],
+        models: vec![ServedModel::ready(ModelName::from("m"), None)],
         read_at: Some(Instant::now()),
         ..ServerState::unknown(id, ServerKind::OpenAi)
     });

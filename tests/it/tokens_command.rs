@@ -130,7 +130,7 @@ async fn shares_of_messages_add_up_to_the_count() {
             {"role": "tool", "tool_call_id": "c", "content": "x"}, user("b")], "tools": [tool]}),
         json!({"system": "s", "messages": [user("a"), user("b")]}),
     ];
-    for kind in ["vllm", "sglang", "llamacpp", "llama.cpp", "openai", "embedded"] {
+    for kind in ["vllm", "sglang", "llamacpp", "llama.cpp", "ollama", "openai", "embedded"] {
         let answers = lines(&["--server-kind", kind, "--messages"], &requests).await;
         for (request, answer) in requests.iter().zip(&answers) {
             let shares = answer["messages"].as_array().unwrap();

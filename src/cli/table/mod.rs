@@ -109,6 +109,10 @@ fn server_state(server: &Value) -> (String, bool) {
         _ if server.get("stopped").is_some() => {
             (format!("STOPPED: {}", text(server, "stopped")), true)
         }
+        _ if server.get("hung").is_some() => {
+            let why = server.get("hung").and_then(Value::as_str).unwrap_or_default();
+            (format!("HUNG: {why}"), true)
+        }
         _ if flag("breaker_open") => {
             ("FAILING: its breaker is open, trials are under way".to_owned(), true)
         }

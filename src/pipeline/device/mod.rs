@@ -3,7 +3,9 @@
 //! Each subject is a task of its own that reads snapshots and tells the dispatch; what it found out is
 //! published here for the others and for operators.
 
+pub mod hanging;
 pub mod holding;
+pub mod memory;
 pub mod metering;
 mod offers;
 pub mod working;

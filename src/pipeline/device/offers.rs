@@ -176,7 +176,7 @@ mod tests {
     }
 
     fn found(models: &[&str]) -> Option<Found> {
-        let served = |name: &&str| ServedModel { name: (*name).into(), context_window: None };
+        let served = |name: &&str| ServedModel::ready((*name).into(), None);
         Some(Found {
             kind: ServerKind::Vllm,
             host: "127.0.0.1".into(),

@@ -4,20 +4,31 @@
 //! itself in passing. Otherwise it waits, and whoever gives room back hands out the next turns on the
 //! spot, so no task stands between a free server and the next request.
 
+mod guard;
+mod hang;
+mod pulse;
 mod state;
 #[cfg(test)]
 mod tests;
 mod turn;
 
+pub use guard::Placed;
+pub use hang::{Heard, Hung};
 pub use turn::Placement;
 
+use pulse::Pulse;
 use state::{Berth, DEFAULT_OUTPUT, Granted, State, limits};
 
 use crate::{
     config,
     ids::{ModelName, ServerId, TenantId, Tier},
     queue::Queue,
-    schedule::{Room, breaker::Breaker, catalog::Catalog},
+    schedule::{
+        Room,
+        breaker::Breaker,
+        catalog::Catalog,
+        memory::{MemoryRoom, MemoryView},
+    },
     servers::{ModelServer, Route},
     snapshot::{Health, ServerState},
     units::Tokens,
@@ -51,6 +62,8 @@ pub struct Ask {
     pub deadline: Instant,
     /// Its first place in the queue, kept over attempts.
     pub arrival: Option<u64>,
+    /// Times that it was taken back from a server that hung.
+    pub recalls: u32,
 }
 
 /// Queue, rooms and what is known about servers.
@@ -103,6 +116,10 @@ pub struct ServerView {
     pub drained: bool,
     /// What the devices under it say.
     pub footing: Footing,
+    /// It hangs, and why that is thought.
+    pub hung: Option<Hung>,
+    /// What it may still use of its GPUs' memory, where that is guarded.
+    pub memory: Option<MemoryView>,
     /// It takes requests now.
     pub usable: bool,
     /// Times that it came up. What comes back may be another process.
@@ -120,6 +137,8 @@ impl ServerView {
             breaker_open: false,
             drained: false,
             footing: Footing::default(),
+            hung: None,
+            memory: None,
             usable: false,
             comings: 0,
         }
@@ -139,6 +158,7 @@ impl Dispatch {
             breaker_rules: settings.breaker.clone(),
             models: settings.models.clone(),
             stale_after: settings.probe.stale_after,
+            cards: Vec::new(),
         };
         // What is configured exists before the first server joins: counting needs none.
         let catalog = ArcSwap::from_pointee(Catalog::build(&state.models, []));
@@ -169,6 +189,7 @@ impl Dispatch {
     /// A server joins, or another process takes an old name over. `nudge` asks its watcher to look at
     /// once, after a failed call. `known` is what can be said before the first look.
     pub fn join(&self, server: Arc<dyn ModelServer>, nudge: Arc<Notify>, mut known: ServerState) {
+        let now = Instant::now();
         let mut state = self.lock();
         let id = server.id().clone();
         let before = state.berths.get(&id);
@@ -189,8 +210,14 @@ impl Dispatch {
             comings,
             unusable_since: None,
             footing: before.map(|berth| berth.footing.clone()).unwrap_or_default(),
+            // Requests that are under way belong to the new berth: so does the word that calls them back.
+            pulse: before
+                .map_or_else(|| Arc::new(Pulse::new(now)), |berth| Arc::clone(&berth.pulse)),
+            busy_since: before.and_then(|berth| berth.busy_since),
+            hung: None,
             leaving: false,
         };
+        berth.pulse.hear(now);
         state.berths.insert(id.clone(), berth);
         if !state.rooms.iter().any(|room| room.id == id) {
             state.rooms.push(Room::new(id.clone()));
@@ -255,7 +282,10 @@ impl Dispatch {
         let rules = state.breaker_rules.clone();
         let Some(berth) = state.berths.get_mut(id) else { return false };
         let changed = match outcome {
-            Outcome::Answered => berth.busy_until.take().is_some() | berth.breaker.success(),
+            Outcome::Answered => {
+                berth.hung = None;
+                berth.busy_until.take().is_some() | berth.breaker.success()
+            }
             Outcome::Unjudged => false,
             Outcome::Failed => {
                 berth.nudge.notify_one();
@@ -367,6 +397,8 @@ impl Dispatch {
                     breaker_open: berth.breaker.is_open(),
                     drained: berth.drained,
                     footing: berth.footing.clone(),
+                    hung: berth.hung.clone(),
+                    memory: room.memory.as_ref().map(MemoryRoom::view),
                     usable: room.usable,
                     comings: berth.comings,
                 })

@@ -1,6 +1,6 @@
 //! What the dispatch mutex guards: queue, rooms, servers, and the arithmetic on them.
 
-use super::{Ask, Footing};
+use super::{Ask, Footing, Hung, pulse::Pulse};
 use crate::{
     config,
     error::{Reason, Refusal},
@@ -9,6 +9,7 @@ use crate::{
     schedule::{
         self, Choice, Need, Room,
         breaker::Breaker,
+        memory::{self, Card, Promise},
         pace::{OutputMean, Pace},
     },
     servers::ModelServer,
@@ -34,6 +35,8 @@ pub(super) struct State {
     pub(super) breaker_rules: config::Breaker,
     pub(super) models: Vec<config::Model>,
     pub(super) stale_after: Duration,
+    /// The cards of servers whose memory grows, as they were read last.
+    pub(super) cards: Vec<Card>,
 }
 
 /// One server beside its room.
@@ -51,6 +54,11 @@ pub(super) struct Berth {
     pub(super) unusable_since: Option<Instant>,
     /// What the devices under it say.
     pub(super) footing: Footing,
+    /// Shared with the requests that it has.
+    pub(super) pulse: Arc<Pulse>,
+    /// Since when it has had requests without a break.
+    pub(super) busy_since: Option<Instant>,
+    pub(super) hung: Option<Hung>,
     /// No longer configured; goes when its last request has ended.
     pub(super) leaving: bool,
 }
@@ -69,6 +77,10 @@ pub(super) struct Granted {
     pub(super) server: ServerId,
     pub(super) claim: Tokens,
     pub(super) sequences: u32,
+    /// Recalls from this server before it.
+    pub(super) recalls: u64,
+    pub(super) model: ModelName,
+    pub(super) promise: Promise,
 }
 
 /// Expected output of a model nobody configured.
@@ -123,18 +135,35 @@ impl State {
         Ticket { model: ask.model.clone(), place: place(ask) }
     }
 
-    pub(super) fn grant(&mut self, index: usize, tokens: Tokens, sequences: u32) -> Granted {
+    pub(super) fn grant(&mut self, index: usize, need: Need<'_>, now: Instant) -> Granted {
+        let model = need.model.clone();
         let Some(room) = self.rooms.get_mut(index) else {
             // `index` comes from a choice over these rooms under the same lock.
-            return Granted { server: ServerId::from(""), claim: Tokens::ZERO, sequences: 0 };
+            let (server, promise) = (ServerId::from(""), Promise::default());
+            return Granted {
+                server,
+                claim: Tokens::ZERO,
+                sequences: 0,
+                recalls: 0,
+                model,
+                promise,
+            };
         };
-        let claim = room.claim(tokens);
+        let promise = room.promise(need);
+        let claim = room.claim(need.tokens);
         room.placed_tokens = room.placed_tokens.plus(claim);
-        let sequences = room.claim_sequences(sequences);
+        let sequences = room.claim_sequences(need.sequences);
         room.placed = room.placed.saturating_add(sequences);
         room.requests += 1;
         room.placed_ever += 1;
-        Granted { server: room.id.clone(), claim, sequences }
+        let berth = self.berths.get_mut(&room.id);
+        let recalls = berth.map_or(0, |berth| {
+            berth.busy_since.get_or_insert(now);
+            berth.pulse.recalls()
+        });
+        let server = room.id.clone();
+        memory::settle(&mut self.rooms, &self.cards);
+        Granted { server, claim, sequences, recalls, model, promise }
     }
 
     pub(super) fn take_back(&mut self, granted: &Granted, now: Instant) {
@@ -150,12 +179,19 @@ impl State {
         room.placed_tokens = room.placed_tokens.less(tokens);
         room.placed = room.placed.saturating_sub(granted.sequences);
         room.requests = room.requests.saturating_sub(1);
+        room.unpromise(granted.promise, &granted.model);
+        if room.requests == 0
+            && let Some(berth) = self.berths.get_mut(&room.id)
+        {
+            berth.busy_since = None;
+        }
         for model in room.models.iter().map(|served| &served.name) {
             let busy = !self.queue.is_idle(model);
             if busy || self.pace.contains_key(model) {
                 self.pace.entry(model.clone()).or_default().freed(tokens, busy, now);
             }
         }
+        memory::settle(&mut self.rooms, &self.cards);
     }
 
     /// Gives turns along each lane, as long as there is room. Whoever only waits for room keeps those
@@ -165,28 +201,33 @@ impl State {
         if self.queue.is_empty() {
             return;
         }
+        let now = Instant::now();
         for model in self.queue.models() {
             let mut passed: Option<Place> = None;
             while let Some((place, waiting)) = self.queue.behind(&model, passed) {
                 // A caller who left takes no turn.
                 let gone = waiting.item.give.is_closed();
                 let Turn { sequences, span, tried, .. } = &waiting.item;
-                let (tokens, sequences) = (waiting.tokens, *sequences);
-                let need = Need { model: &model, tokens, span: *span, sequences, tried };
+                let (tokens, sequences, span) = (waiting.tokens, *sequences, *span);
+                let need = Need { model: &model, tokens, span, sequences, tried };
                 let choice =
                     if gone { Choice::Nobody } else { schedule::choose(&self.rooms, need) };
+                let first = tried.is_empty();
                 let ticket = Ticket { model: model.clone(), place };
                 match choice {
                     Choice::Nobody => drop(self.queue.remove(&ticket)),
                     Choice::Here(index) => {
                         let Some(waiting) = self.queue.remove(&ticket) else { break };
-                        let granted = self.grant(index, tokens, sequences);
+                        let tried = waiting.item.tried.as_slice();
+                        let need = Need { model: &model, tokens, span, sequences, tried };
+                        let granted = self.grant(index, need, now);
                         if let Err(granted) = waiting.item.give.send(granted) {
-                            self.take_back(&granted, Instant::now());
+                            self.take_back(&granted, now);
                         }
                     }
-                    Choice::Full | Choice::Down if waiting.item.tried.is_empty() => break,
-                    Choice::Full | Choice::Down => passed = Some(place),
+                    Choice::Full | Choice::Down if first => break,
+                    // What only others can make room for keeps nobody from what is there.
+                    Choice::Full | Choice::Down | Choice::Cramped => passed = Some(place),
                 }
             }
         }

@@ -50,7 +50,7 @@ fn house_with(more: &str) -> Arc<Dispatch> {
 fn reading(id: &str, health: Health, kv: u64, max_running: u32) -> ServerState {
     ServerState {
         health,
-        models: vec![ServedModel { name: "m".into(), context_window: None }],
+        models: vec![ServedModel::ready("m".into(), None)],
         capacity: Capacity {
             kv_tokens: Some(Tokens(kv)),
             max_running: Some(max_running),
@@ -78,6 +78,7 @@ fn ask(tokens: u64, tier: Tier, tried: &[&str]) -> Ask {
         tried: tried.iter().map(|id| ServerId::from(*id)).collect(),
         deadline: Instant::now() + Duration::from_secs(600),
         arrival: None,
+        recalls: 0,
     }
 }
 
@@ -274,7 +275,7 @@ async fn the_catalogue_is_made_anew_only_when_models_change() {
     dispatch.report(&"a".into(), Outcome::Busy(None), Instant::now());
     dispatch.tick();
     assert!(Arc::ptr_eq(&before, &dispatch.catalog()));
-    next.models = vec![ServedModel { name: "other".into(), context_window: None }];
+    next.models = vec![ServedModel::ready("other".into(), None)];
     dispatch.observe(&next);
     assert!(dispatch.catalog().find(&"m".into()).is_none());
     assert!(dispatch.catalog().find(&"other".into()).is_some());
@@ -293,4 +294,57 @@ async fn a_reading_changes_room_and_turns_at_once() {
     assert_waits!(two);
     dispatch.observe(&reading("a", Health::Up, 1000, 2));
     let _two = timeout(Duration::ZERO, two).await.unwrap().unwrap();
+}
+
+/// Placed at once, and never in the queue: it must not end up behind those that came later.
+#[tokio::test(start_paused = true)]
+async fn a_request_that_is_taken_back_stands_where_it_came() {
+    let dispatch = house_with("[queue]\nlength_max = 1\ntenant_share_percent = 100\n");
+    join(&dispatch, "a", 1000, 1);
+    let mut first = ask(10, Tier::Standard, &[]);
+    let placed = timeout(Duration::ZERO, dispatch.turn(&mut first)).await.unwrap().unwrap();
+    let mut second = ask(10, Tier::Standard, &[]);
+    let mut second = Box::pin(dispatch.turn(&mut second));
+    assert_waits!(second);
+    let now = Instant::now();
+    assert_eq!(dispatch.hang(&"a".into(), "silent".to_owned(), now), Some(1));
+    assert_eq!(dispatch.hang(&"a".into(), "silent".to_owned(), now), None, "once is enough");
+    timeout(Duration::ZERO, placed.recalled()).await.expect("it is taken back");
+    drop(placed);
+    // The queue is full, and its own server is out.
+    first.recalls = 1;
+    let mut first = Box::pin(dispatch.turn(&mut first));
+    assert_waits!(first);
+    assert!(dispatch.servers()[0].hung.is_some());
+    assert!(dispatch.report(&"a".into(), Outcome::Answered, Instant::now()));
+    assert!(dispatch.servers()[0].hung.is_none());
+    let again = timeout(Duration::ZERO, first).await.unwrap().unwrap();
+    assert_waits!(second);
+    assert!(timeout(Duration::ZERO, again.recalled()).await.is_err(), "the old word is not its");
+    drop(again);
+    assert!(timeout(Duration::ZERO, second).await.unwrap().is_ok());
+}
+
+/// In flight is since when there was any request without a break; silence is since the last byte.
+#[tokio::test(start_paused = true)]
+async fn what_is_heard_of_a_server() {
+    let dispatch = house();
+    join(&dispatch, "a", 1000, 2);
+    let joined = Instant::now();
+    let heard = |dispatch: &Dispatch| {
+        let heard = dispatch.heard().remove(0);
+        (heard.busy_since, heard.last_byte)
+    };
+    assert_eq!(heard(&dispatch), (None, joined));
+    advance(Duration::from_secs(5)).await;
+    let first = at_once(&dispatch, ask(10, Tier::Standard, &[])).await;
+    let began = Instant::now();
+    advance(Duration::from_secs(5)).await;
+    let second = at_once(&dispatch, ask(10, Tier::Standard, &[])).await;
+    drop(first);
+    assert_eq!(heard(&dispatch), (Some(began), joined));
+    second.hear(Instant::now());
+    assert_eq!(heard(&dispatch), (Some(began), Instant::now()));
+    drop(second);
+    assert_eq!(heard(&dispatch).0, None);
 }

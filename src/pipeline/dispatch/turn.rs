@@ -2,6 +2,7 @@
 
 use super::{
     Ask, Dispatch, Outcome,
+    pulse::Pulse,
     state::{Granted, State, Turn},
 };
 use crate::{
@@ -31,19 +32,26 @@ impl Dispatch {
             let choice = schedule::choose(&state.rooms, need(ask));
             match choice {
                 Choice::Here(index) if nobody_waits => {
-                    let granted = state.grant(index, ask.tokens, ask.sequences);
+                    // Should it have to wait later, it stands where it would have stood today.
+                    ask.arrival.get_or_insert_with(|| state.queue.arrive());
+                    let granted = state.grant(index, need(ask), entered);
                     return Ok(self.place(&state, granted));
                 }
                 Choice::Nobody => return Err(nobody(ask)),
                 _ => {}
             }
             let ticket = state.ticket(ask);
-            state.refuse_hopeless(ask, entered)?;
+            let again = ask.recalls > 0;
+            if !again {
+                state.refuse_hopeless(ask, entered)?;
+            }
             let (give, turn) = oneshot::channel();
             let (sequences, span) = (ask.sequences, ask.span);
             let item = Turn { give, tried: ask.tried.clone(), sequences, span };
             let waiting = Waiting { tenant: ask.tenant.clone(), tokens: ask.tokens, item };
-            if let Err(full) = state.queue.push(&ticket, waiting) {
+            if again {
+                state.queue.put_back(&ticket, waiting);
+            } else if let Err(full) = state.queue.push(&ticket, waiting) {
                 return Err(state.full(full, ask));
             }
             // A newcomer may stand where its turn is due: in front by its tier, or behind retried
@@ -51,20 +59,28 @@ impl Dispatch {
             state.hand_out();
             (ticket, turn, state.queue_rules.no_server_wait)
         };
+        let mut cramped: Option<Instant> = None;
         let mut waiter = Waiter { dispatch: self, ticket, turn: Some(turn) };
         loop {
             let now = Instant::now();
-            let down = self.lock().down_since(need(ask));
-            let look = match down.map(|since| since.max(entered) + no_server_wait) {
+            let (down, no_memory) = {
+                let state = self.lock();
+                let memory = schedule::choose(&state.rooms, need(ask)) == Choice::Cramped;
+                (state.down_since(need(ask)), memory.then(|| state.no_memory(ask)))
+            };
+            cramped = no_memory.as_ref().map(|_| cramped.unwrap_or(now));
+            let out = down.or(cramped);
+            let look = match out.map(|since| since.max(entered) + no_server_wait) {
                 Some(give_up) if now >= give_up => {
-                    return Err(no_server(&ask.model, no_server_wait));
+                    let down = || no_server(&ask.model, no_server_wait);
+                    return Err(no_memory.unwrap_or_else(down));
                 }
                 Some(give_up) => give_up,
                 // A server that goes down from now on is given up no earlier than this.
                 None => now + no_server_wait.max(LOOK_LEAST),
             };
             if now >= ask.deadline {
-                return Err(self.lock().too_late(ask, entered));
+                return Err(no_memory.unwrap_or_else(|| self.lock().too_late(ask, entered)));
             }
             let until = ask.deadline.min(look);
             let Some(turn) = waiter.turn.as_mut() else {
@@ -80,12 +96,19 @@ impl Dispatch {
     }
 
     fn place(self: &Arc<Self>, state: &State, granted: Granted) -> Placement {
-        let server = state.berths.get(&granted.server).map(|berth| Arc::clone(&berth.server));
-        Placement { dispatch: Arc::clone(self), granted, server, left: false }
+        let berth = state.berths.get(&granted.server);
+        let server = berth.map(|berth| (Arc::clone(&berth.server), Arc::clone(&berth.pulse)));
+        Placement {
+            dispatch: Arc::clone(self),
+            granted,
+            server,
+            since: Instant::now(),
+            left: false,
+        }
     }
 }
 
-fn need(ask: &Ask) -> Need<'_> {
+pub(super) fn need(ask: &Ask) -> Need<'_> {
     let Ask { model, tokens, span, sequences, tried, .. } = ask;
     Need { model, tokens: *tokens, span: *span, sequences: *sequences, tried }
 }
@@ -130,7 +153,8 @@ impl Drop for Waiter<'_> {
 pub struct Placement {
     dispatch: Arc<Dispatch>,
     granted: Granted,
-    server: Option<Arc<dyn ModelServer>>,
+    server: Option<(Arc<dyn ModelServer>, Arc<Pulse>)>,
+    since: Instant,
     left: bool,
 }
 
@@ -147,8 +171,28 @@ impl Placement {
     }
 
     /// The server itself; `None` when it left the configuration in this very moment.
-    pub const fn server(&self) -> Option<&Arc<dyn ModelServer>> {
-        self.server.as_ref()
+    pub fn server(&self) -> Option<&Arc<dyn ModelServer>> {
+        self.server.as_ref().map(|(server, _)| server)
+    }
+
+    /// Since when it is held.
+    pub const fn since(&self) -> Instant {
+        self.since
+    }
+
+    /// The server sent something that is no comment.
+    pub fn hear(&self, now: Instant) {
+        if let Some((_, pulse)) = &self.server {
+            pulse.hear(now);
+        }
+    }
+
+    /// Waits until the call is taken back because its server hangs. Dropping the future changes nothing.
+    pub async fn recalled(&self) {
+        match &self.server {
+            Some((_, pulse)) => pulse.recalled_since(self.granted.recalls).await,
+            None => std::future::pending().await,
+        }
     }
 
     /// Tells the breaker what became of the call.

@@ -147,7 +147,7 @@ mod tests {
     };
 
     fn server(id: &str, usable: bool, comings: u64) -> ServerView {
-        let models = vec![ServedModel { name: "m".into(), context_window: None }];
+        let models = vec![ServedModel::ready("m".into(), None)];
         let state = ServerState { models, ..ServerState::unknown(id.into(), ServerKind::Vllm) };
         ServerView { usable, comings, ..ServerView::idle(state) }
     }

@@ -236,7 +236,7 @@ mod tests {
         let broker = Broker::new(live(""));
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/demo-chat");
         let known = ServerState {
-            models: vec![ServedModel { name: "m".into(), context_window: None }],
+            models: vec![ServedModel::ready("m".into(), None)],
             reported: vec![Reported { model: None, source: folder.display().to_string() }],
             ..ServerState::unknown("s".into(), kind)
         };

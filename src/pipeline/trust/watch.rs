@@ -164,7 +164,7 @@ mod tests {
         for name in servers {
             let known = ServerState {
                 health: Health::Up,
-                models: vec![ServedModel { name: "m".into(), context_window: None }],
+                models: vec![ServedModel::ready("m".into(), None)],
                 read_at: Some(now),
                 ..ServerState::unknown((*name).into(), ServerKind::Vllm)
             };

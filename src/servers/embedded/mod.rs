@@ -193,9 +193,9 @@ impl ModelServer for Embedded {
             id: self.id.clone(),
             kind: ServerKind::Embedded,
             health: Health::Up,
-            models: vec![ServedModel { name, context_window: Some(window) }],
+            models: vec![ServedModel::ready(name, Some(window))],
             reported: Vec::new(),
-            load: Load { running: Some(self.running()), waiting: Some(0), kv_used_ratio: None },
+            load: Load { running: Some(self.running()), waiting: Some(0), ..Load::default() },
             capacity: Capacity {
                 kv_tokens: Some(Tokens(window.get().saturating_mul(u64::from(self.max_running)))),
                 max_running: Some(self.max_running),

@@ -154,7 +154,11 @@ async fn take_line(read: &mut OwnedReadHalf, buffer: &mut Vec<u8>) -> io::Result
 /// Pages that never misbehave.
 fn fixed_page(line: &str, body: &[u8], script: &Script, says: &Says) -> Vec<u8> {
     let model = &script.model;
-    match (line.split(' ').nth(1).unwrap_or_default(), script.kv_tokens) {
+    let path = line.split(' ').nth(1).unwrap_or_default();
+    if let Some((_, page)) = says.pages.iter().find(|(known, _)| *known == path) {
+        return response(200, "application/json", page);
+    }
+    match (path, script.kv_tokens) {
         ("/health", _) if says.down => response(503, "text/plain", ""),
         ("/tokenize", _) if says.endpoint.is_some() => {
             match says.endpoint.as_ref().and_then(|count| count(body)) {

@@ -109,6 +109,8 @@ pub struct Says {
     pub root: Option<String>,
     /// Its health page says that it is dead.
     pub down: bool,
+    /// More pages, by path, before all others.
+    pub pages: Vec<(&'static str, String)>,
 }
 
 /// A running server; it stops when dropped.

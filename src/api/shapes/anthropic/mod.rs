@@ -25,7 +25,7 @@ pub fn to_chat(
     let mut chat = match kind {
         ServerKind::LlamaCpp => llama::chat(&request),
         ServerKind::Sglang => sglang::chat(&request, trials),
-        ServerKind::Vllm | ServerKind::OpenAi | ServerKind::Embedded => {
+        ServerKind::Vllm | ServerKind::Ollama | ServerKind::OpenAi | ServerKind::Embedded => {
             vllm::chat(&request, trials)
         }
     }?;

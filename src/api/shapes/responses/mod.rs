@@ -37,7 +37,7 @@ pub fn to_chat(
     let mut chat = match kind {
         ServerKind::LlamaCpp => llama::chat(&input, body, &tools),
         ServerKind::Sglang => sglang::chat(&input, instructions, body, &tools, trials),
-        ServerKind::Vllm | ServerKind::OpenAi | ServerKind::Embedded => {
+        ServerKind::Vllm | ServerKind::Ollama | ServerKind::OpenAi | ServerKind::Embedded => {
             vllm::chat(&input, instructions, &tools)
         }
     }?;
