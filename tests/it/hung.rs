@@ -182,11 +182,11 @@ async fn a_server_whose_cards_work_or_are_not_known_is_left_alone() {
 // === A thousand long prefills, in simulated time ===
 
 /// Says nothing for the time that a prompt asks for, then everything.
-struct Prefills {
-    id: ServerId,
-    working: Arc<AtomicU32>,
+pub struct Prefills {
+    pub id: ServerId,
+    pub working: Arc<AtomicU32>,
     /// Its engine stands still: it never says anything.
-    dead: bool,
+    pub dead: bool,
 }
 
 const ANSWER: &str = concat!(
@@ -233,7 +233,7 @@ impl ModelServer for Prefills {
 }
 
 /// A broker whose one server has room for a hundred requests, and the bound that everybody has: 30 s.
-fn broker(server: Prefills) -> Arc<Broker> {
+pub fn broker(server: Prefills) -> Arc<Broker> {
     let text = "[[tenants]]\nname = \"a\"\nkeys_sha256 = [\"50d858e0985ecc7f60418aaf0cc5ab587f42c2570a884095a9e8ccacd0f6545c\"]\n\
                 [relay]\nfirst_token_limit_s = 3600\n[probe]\nstale_after_s = 86400\n";
     let settings = config::parse_text("test", text).unwrap().settings;
