@@ -8,7 +8,7 @@
 use crate::{
     config,
     ids::GpuId,
-    snapshot::{Answering, GpuState, Load},
+    snapshot::{Answering, GpuProcess, GpuState, Load},
 };
 use std::time::Duration;
 use tokio::time::Instant;
@@ -190,22 +190,29 @@ fn percent(gpu: &GpuState, mine: &[u32]) -> Option<u32> {
     if gpu.answering != Answering::Yes {
         return None;
     }
-    let all = gpu.processes.iter().flatten();
-    let own = all.filter(|process| mine.contains(&process.pid));
-    // All of them, or the one that computes may be the one that is not told.
-    let told = own.map(|process| process.utilisation_percent).collect::<Option<Vec<u32>>>();
-    let own = told.and_then(|told| told.into_iter().max());
-    match (own, gpu.utilisation_percent) {
+    let processes = gpu.processes.iter().flatten();
+    let (own, others): (Vec<&GpuProcess>, Vec<&GpuProcess>) =
+        processes.partition(|process| mine.contains(&process.pid));
+    let told = own.iter().filter_map(|process| process.utilisation_percent);
+    let (told_of, most) = (told.clone().count(), told.max().unwrap_or(0));
+    let others = others.iter().filter_map(|process| process.utilisation_percent);
+    let others = others.fold(0u32, u32::saturating_add);
+    match gpu.utilisation_percent {
+        // Drivers tell of those that computed. So one that is not told did nothing, if others are told whose work
+        // is most of the card's; else it may be the one that is missing.
+        Some(card) if !own.is_empty() && others > 0 && others.saturating_mul(2) >= card => {
+            Some(most.min(card))
+        }
         // A card that does nothing does nothing for anybody.
-        (Some(own), Some(card)) => Some(own.min(card)),
-        (own, card) => own.or(card),
+        Some(card) if !own.is_empty() && told_of == own.len() => Some(most.min(card)),
+        None if !own.is_empty() && told_of == own.len() => Some(most),
+        card => card,
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::snapshot::GpuProcess;
 
     const RULES: Rules = Rules { after: Duration::from_secs(30), gap_max: Duration::from_secs(5) };
 
@@ -384,6 +391,10 @@ mod tests {
         let neighbour = [card("a", Some(90), &[(1, Some(0)), (2, Some(90))])];
         assert_eq!(see(&neighbour, &[1]), Some(0));
         assert_eq!(see(&neighbour, &[2]), Some(90));
+        let silent = [card("a", Some(90), &[(1, None), (2, Some(70))])];
+        assert_eq!(see(&silent, &[1]), Some(0), "the neighbour's work is told, and is the card's");
+        let unexplained = [card("a", Some(90), &[(1, None), (2, Some(30))])];
+        assert_eq!(see(&unexplained, &[1]), Some(90), "who does the rest?");
         let half_told = [card("a", Some(90), &[(1, Some(0)), (3, None)])];
         assert_eq!(see(&half_told, &[1, 3]), Some(90));
         assert_eq!(see(&half_told, &[]), Some(90), "whose work it is is not known");

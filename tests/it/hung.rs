@@ -55,21 +55,24 @@ fn cards(first: u32, second: u32) -> String {
 /// The bound of the drills.
 const BOUND: Duration = Duration::from_millis(1500);
 
-/// A house of two servers with a card each, and a driver that is read ten times a second.
-async fn house(nvml: &FakeNvml, one: &Scripted, two: &Scripted) -> House {
+/// A house of two servers with a card each, and a driver that is read ten times a second. Whether it is known
+/// where the second runs is the test's to say.
+async fn house(nvml: &FakeNvml, one: &Scripted, two: &Scripted, known: bool) -> House {
     let gpu = format!(
         "nvml_library = \"{}\"\nperiod_s = 0.1\nstale_after_s = 1\nhung_after_s = {}",
         nvml.library().display(),
         BOUND.as_secs_f64()
     );
+    let second = if known { "gpus = [\"GPU-b\"]\n" } else { "" };
     let plan = Plan::new()
         .gpu(&gpu)
         .probe("period_s = 0.2")
         .relay("attempts_max = 1")
         .server_of("vllm", "one", one.addr, "gpus = [\"GPU-a\"]\nmax_running = 4")
-        .server_of("vllm", "two", two.addr, "gpus = [\"GPU-b\"]\nmax_running = 4");
+        .server_of("vllm", "two", two.addr, &format!("{second}max_running = 4"));
     let house = House::open(&plan).await;
-    house.broker.devices.hold(holdings(&[("one", "GPU-a"), ("two", "GPU-b")]));
+    let places = [("one", "GPU-a"), ("two", "GPU-b")];
+    house.broker.devices.hold(holdings(if known { &places } else { &places[..1] }));
     house
 }
 
@@ -93,7 +96,7 @@ async fn a_frozen_server_is_taken_out_and_its_waiting_requests_finish_elsewhere(
     let (go, released) = watch::channel(false);
     let one = Scripted::start(Behaviour::Held { after: 2, go: released }).await;
     let two = Scripted::start(Behaviour::ok()).await;
-    let house = house(&nvml, &one, &two).await;
+    let house = house(&nvml, &one, &two, true).await;
     house.broker.dispatch.set_drained(&"two".into(), true);
     // A stream that its caller saw begin, then three requests of which nobody has seen anything.
     let mut begun = house.open_as("a", "", &chat("scripted", "begun", true)).await;
@@ -147,7 +150,7 @@ async fn with_no_other_server_requests_wait_for_it_to_come_back() {
     let nvml = FakeNvml::new(&cards(0, 0));
     let one = Scripted::start(Behaviour::HangBeforeHead).await;
     let two = Scripted::start(Behaviour::ok()).await;
-    let house = house(&nvml, &one, &two).await;
+    let house = house(&nvml, &one, &two, true).await;
     house.broker.dispatch.set_drained(&"two".into(), true);
     let mut waiting = ask(&house, 2, true).await;
     house.until("it hangs", |house| house.server("one").hung.is_some()).await;
@@ -167,9 +170,8 @@ async fn a_server_whose_cards_work_or_are_not_known_is_left_alone() {
         Scripted::start(Behaviour::SlowFirstToken(BOUND * 2)).await,
         Scripted::start(Behaviour::SlowFirstToken(BOUND * 2)).await,
     );
-    let house = house(&nvml, &one, &two).await;
     // Nobody knows where the second runs: its idle card says nothing about it.
-    house.broker.devices.hold(holdings(&[("one", "GPU-a")]));
+    let house = house(&nvml, &one, &two, false).await;
     let mut replies = ask(&house, 4, true).await;
     while let Some(reply) = replies.join_next().await {
         assert_eq!(reply.unwrap().status, 200);
@@ -182,11 +184,11 @@ async fn a_server_whose_cards_work_or_are_not_known_is_left_alone() {
 // === A thousand long prefills, in simulated time ===
 
 /// Says nothing for the time that a prompt asks for, then everything.
-struct Prefills {
-    id: ServerId,
-    working: Arc<AtomicU32>,
+pub struct Prefills {
+    pub id: ServerId,
+    pub working: Arc<AtomicU32>,
     /// Its engine stands still: it never says anything.
-    dead: bool,
+    pub dead: bool,
 }
 
 const ANSWER: &str = concat!(
@@ -233,7 +235,7 @@ impl ModelServer for Prefills {
 }
 
 /// A broker whose one server has room for a hundred requests, and the bound that everybody has: 30 s.
-fn broker(server: Prefills) -> Arc<Broker> {
+pub fn broker(server: Prefills) -> Arc<Broker> {
     let text = "[[tenants]]\nname = \"a\"\nkeys_sha256 = [\"50d858e0985ecc7f60418aaf0cc5ab587f42c2570a884095a9e8ccacd0f6545c\"]\n\
                 [relay]\nfirst_token_limit_s = 3600\n[probe]\nstale_after_s = 86400\n";
     let settings = config::parse_text("test", text).unwrap().settings;

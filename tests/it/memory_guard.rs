@@ -1,5 +1,6 @@
 //! Memory truth in admission: a foreign process takes the card from under a server whose memory grows.
 
+use crate::hung::{Prefills, broker};
 use crate::support::{
     house::{House, Plan, chat},
     nvml::FakeNvml,
@@ -8,6 +9,9 @@ use crate::support::{
 use berthd::{
     holding::{Holdings, How, ServerHolding},
     ids::GpuId,
+    pipeline::device::memory,
+    snapshot::{DriverState, GpuPlane, GpuProcess, GpuState},
+    units::Bytes,
 };
 use serde_json::{Value, json};
 use std::{
@@ -20,6 +24,7 @@ use std::{
     time::Duration,
 };
 use tokio::{
+    sync::watch,
     task::JoinSet,
     time::{Instant, sleep},
 };
@@ -62,11 +67,15 @@ fn gpu(nvml: &FakeNvml) -> String {
 
 /// The server runs in this process, as whoever looks for the process behind its socket finds out.
 fn hold(house: &House) {
+    house.broker.devices.hold(holdings());
+}
+
+fn holdings() -> Holdings {
     let mut holdings = Holdings { at: Some(Instant::now()), ..Holdings::default() };
     let gpus = BTreeMap::from([(GpuId::from("GPU-a"), None)]);
     let holding = ServerHolding { gpus, pids: vec![process::id()], how: How::Socket };
     holdings.servers.insert("s".into(), holding);
-    house.broker.devices.hold(holdings);
+    holdings
 }
 
 fn request() -> Value {
@@ -265,4 +274,48 @@ async fn a_model_that_does_not_fit_is_not_loaded_and_the_figures_are_told() {
     house.until("the card is free", free).await;
     assert_eq!(house.ask(&request()).await.status, 200);
     house.close().await;
+}
+
+/// Utilisation is published more often than memory is read. Copies of one reading passed for several, and what
+/// a server held in one moment passed for a pool that it keeps.
+#[tokio::test(start_paused = true)]
+async fn a_reading_that_is_published_again_proves_nothing_more() {
+    let dead = Prefills { id: "s".into(), working: Arc::default(), dead: true };
+    let broker = broker(dead);
+    broker.devices.hold(holdings());
+    let start = Instant::now();
+    let plane = |second: u64, server: u64, free: u64| {
+        let mut gpu = GpuState::blank("GPU-a".into(), 0, "card".to_owned());
+        let memory = Some(Bytes::mib(server));
+        (gpu.memory_used, gpu.memory_free) = (memory, Some(Bytes::mib(free)));
+        gpu.processes =
+            Some(vec![GpuProcess { pid: process::id(), memory, ..GpuProcess::default() }]);
+        Arc::new(GpuPlane::Driver(DriverState {
+            driver_version: "1".to_owned(),
+            nvml_version: "1".to_owned(),
+            session: 1,
+            gpus: vec![gpu],
+            read_at: start + Duration::from_secs(second),
+        }))
+    };
+    let (publish, gpus) = watch::channel(plane(0, 1000, 5000));
+    let story = async {
+        let left = || broker.dispatch.servers()[0].memory.unwrap().left_bytes;
+        let above_floor = Bytes::mib(2000 - 512);
+        for _ in 0..6 {
+            sleep(Duration::from_millis(10)).await;
+            publish.send_replace(plane(1, 4000, 2000));
+        }
+        sleep(Duration::from_millis(10)).await;
+        assert_eq!(left(), above_floor);
+        for second in 2..5 {
+            publish.send_replace(plane(second, 4000, 2000));
+            sleep(Duration::from_millis(10)).await;
+        }
+        assert_eq!(left(), above_floor.plus(Bytes::mib(3000)), "four readings do");
+    };
+    tokio::select! {
+        () = memory::watch(Arc::clone(&broker), gpus) => unreachable!(),
+        () = story => {}
+    }
 }

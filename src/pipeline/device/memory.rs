@@ -19,7 +19,7 @@ use std::{
     collections::{BTreeMap, HashMap, HashSet},
     sync::Arc,
 };
-use tokio::sync::watch::Receiver;
+use tokio::{sync::watch::Receiver, time::Instant};
 
 /// Hands on each reading. Never returns; dropping the future ends it, and the last reading goes on to count.
 pub async fn watch(broker: Arc<Broker>, mut gpus: Receiver<Arc<GpuPlane>>) {
@@ -40,6 +40,8 @@ struct Guard {
     servers: HashMap<ServerId, Growth>,
     /// Cards that told their memory once, as they told it last.
     cards: BTreeMap<GpuId, Card>,
+    /// When the cards were read that were taken last.
+    read_at: Option<Instant>,
     /// What was found out last about each server.
     held: HashMap<ServerId, Seen>,
 }
@@ -63,12 +65,16 @@ struct Owners<'a> {
 impl Guard {
     fn take(&mut self, broker: &Broker, plane: &GpuPlane) {
         let GpuPlane::Driver(driver) = plane else {
-            if !self.cards.is_empty() {
+            if self.read_at.is_some() {
                 *self = Self::default();
                 broker.dispatch.guard(Vec::new(), HashMap::new());
             }
             return;
         };
+        // What is read between two rounds tells nothing new of memory, and must not pass for another reading.
+        if self.read_at.replace(driver.read_at) == Some(driver.read_at) {
+            return;
+        }
         let holdings = broker.devices.holdings();
         let ours = holdings.servers.values().flat_map(|server| &server.pids).copied().collect();
         let owners = Owners { gpus: &driver.gpus, holdings: &holdings, ours };
