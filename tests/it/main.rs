@@ -23,6 +23,7 @@ mod faults;
 mod floors;
 mod gpu;
 mod hangup;
+mod holding;
 mod judged;
 mod memo;
 mod metrics_page;
