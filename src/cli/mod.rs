@@ -5,10 +5,10 @@ pub mod keys;
 pub mod operate;
 pub mod quickstart;
 pub mod serve;
+pub mod simulate;
 pub mod table;
 pub mod tokens;
 
-use crate::simulate::SimulateOptions;
 use clap::{CommandFactory, Parser, Subcommand};
 use std::{fmt, io::Write, path::PathBuf};
 
@@ -44,8 +44,8 @@ enum Command {
     Tokens(tokens::Options),
     /// Make an API key, and the digest of it that the configuration holds.
     Key,
-    /// Run a simulated model server, for tests and capacity planning.
-    Simulate(SimulateOptions),
+    /// Run a simulated model server or simulated GPUs, for tests and capacity planning.
+    Simulate(simulate::Options),
     /// Print shell completions.
     Completions {
         /// For which shell.
@@ -119,7 +119,7 @@ pub fn run(cli: Cli) -> Result<(), Failure> {
         Command::Reload(socket) => operate::reload(&socket),
         Command::Tokens(options) => tokens::run(&options),
         Command::Key => keys::run(),
-        Command::Simulate(options) => serve::simulate(options),
+        Command::Simulate(options) => simulate::run(options),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "berthd", &mut std::io::stdout());
             Ok(())

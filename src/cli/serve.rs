@@ -1,10 +1,10 @@
-//! `serve`, `check` and `simulate`: the long-running commands.
+//! `serve` and `check`: the daemon's own commands.
 
 use super::{Failure, print};
 use crate::{
     config::{self, Settings},
     daemon::{Daemon, StartError},
-    log, simulate,
+    log,
     systemd::{Listeners, Notifier},
 };
 use std::{io, path::Path};
@@ -56,18 +56,6 @@ pub fn check(path: &Path) -> Result<(), Failure> {
         settings.servers.len()
     ));
     print(text.as_bytes())
-}
-
-/// Runs the simulated model server.
-pub fn simulate(options: simulate::SimulateOptions) -> Result<(), Failure> {
-    // One thread: what is measured against it should not be slowed by its own wake-ups.
-    super::one_thread()?.block_on(async move {
-        let simulator = simulate::bind(options).await.map_err(Failure::internal)?;
-        print(format!("simulated model server on http://{}\n", simulator.local_addr()).as_bytes())?;
-        let (_hangups, stop) = signals()?;
-        simulator.run(stop).await;
-        Ok(())
-    })
 }
 
 /// Takes as many open files as the system allows, and says so when that is too few: each caller needs
