@@ -2,6 +2,7 @@
 
 use crate::{
     error::{Class, Reason},
+    holding::Holdings,
     ids::{ModelName, Tier},
     pipeline::{
         dispatch::ServerView,
@@ -26,7 +27,7 @@ use prometheus_client::{
 use std::{
     collections::BTreeMap,
     sync::{
-        Mutex, PoisonError,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicI64, AtomicU64},
     },
     time::Duration,
@@ -57,6 +58,7 @@ macro_rules! histograms {
 
 mod counting;
 mod gauges;
+mod holding;
 mod older;
 #[cfg(test)]
 mod tests;
@@ -64,6 +66,7 @@ mod tests;
 pub use older::older_text;
 
 use counting::Counting;
+use holding::Holding;
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct RequestLabels {
@@ -186,6 +189,7 @@ pub struct Metrics {
     output: Family<ModelTier, Counter>,
     counts: Family<CountLabels, Counter>,
     counting: Counting,
+    holding: Holding,
     failures: Family<ServerCause, Counter>,
     server_up: Family<ServerLabel, IntGauge>,
     server_usable: Family<ServerLabel, IntGauge>,
@@ -258,6 +262,7 @@ impl Metrics {
                 "Our input count beside the server's usage, by where ours came from"
             ),
             counting: Counting::new(&mut r),
+            holding: Holding::new(&mut r),
             failures: family!(r, "server_failures", "Attempts that a server failed, by cause"),
             server_up: family!(r, "server_up", "1 when the server's own health says it is ready"),
             server_usable: family!(
@@ -383,6 +388,11 @@ impl Metrics {
         self.started.elapsed()
     }
 
+    /// Keeps who holds what on the GPUs, for the next page.
+    pub fn set_holdings(&self, holdings: Arc<Holdings>) {
+        self.holding.keep(holdings);
+    }
+
     /// The whole page, with gauges set from what is known now.
     pub fn page(
         &self,
@@ -410,6 +420,7 @@ impl Metrics {
         self.set_servers(servers);
         self.counting.set_states(counts.iter());
         self.set_gpus(gpus);
+        self.holding.set();
         let mut text = String::with_capacity(16 * 1024);
         // Writing to a string cannot fail.
         let _ = encode(&mut text, &self.registry);
