@@ -5,6 +5,7 @@
 //! the kernel alone. (Arguments take the memory map's lock, which a process stuck in a driver may hold;
 //! only those of Docker's forwarders are read.) A process that ends while it is read is left out.
 
+mod diag;
 mod holders;
 mod sockets;
 mod stat;
@@ -24,6 +25,9 @@ use tokio::time::Instant;
 
 /// Where the kernel tells it.
 pub const ROOT: &str = "/proc";
+
+/// Where control groups are mounted.
+const GROUPS: &str = "/sys/fs/cgroup";
 
 /// Most processes on GPUs, and most that listen, that are followed.
 const FOLLOWED_MAX: usize = 4096;
@@ -54,6 +58,7 @@ pub struct Wanted {
 #[derive(Debug)]
 pub struct Reader {
     root: PathBuf,
+    groups: PathBuf,
     clock: fn() -> u64,
     holders: Holders,
     addresses: HashMap<Option<u64>, (Instant, Network)>,
@@ -76,7 +81,13 @@ fn ticks_since_boot() -> u64 {
 impl Reader {
     /// Reads another tree than [`ROOT`], by another clock.
     pub fn new(root: PathBuf, clock: fn() -> u64) -> Self {
-        Self { root, clock, holders: Holders::default(), addresses: HashMap::new() }
+        Self {
+            root,
+            groups: PathBuf::from(GROUPS),
+            clock,
+            holders: Holders::default(),
+            addresses: HashMap::new(),
+        }
     }
 
     /// One reading. Blocks for as long as the kernel takes: a millisecond or two, some hundred when a
@@ -103,6 +114,7 @@ impl Reader {
         for listener in &mut table.listeners {
             listener.holders.retain(|pid| table.processes.contains_key(pid));
         }
+        self.read_groups(wanted, &mut table);
         table.clock = clock;
         table.read_at = Some(now);
         table
@@ -136,7 +148,25 @@ impl Reader {
             unit: group.unit,
             container: group.container,
             network,
+            group: None,
         })
+    }
+
+    /// The control groups of processes on GPUs, where a listener's group is all that is known of it.
+    fn read_groups(&self, wanted: &Wanted, table: &mut ProcessTable) {
+        if table.listeners.iter().all(|listener| listener.group.is_none()) {
+            return;
+        }
+        for pid in &wanted.pids {
+            let Some(process) = table.processes.get_mut(pid) else { continue };
+            let text = fs::read_to_string(self.root.join(pid.to_string()).join("cgroup"));
+            let Some(path) = stat::group(&text.unwrap_or_default()).unified else { continue };
+            // Beside older hierarchies that of version 2 lies in a folder of its own.
+            let folders = ["unified", ""].map(|below| self.groups.join(below));
+            let folders = folders.iter().map(|root| root.join(path.trim_start_matches('/')));
+            process.group =
+                folders.filter_map(|one| fs::metadata(one).ok()).map(|one| one.ino()).next();
+        }
     }
 
     /// Which network namespace a process is in. Each namespace has its own list of sockets, and the
@@ -180,6 +210,7 @@ impl Reader {
                     user: socket.user,
                     network,
                     holders: Vec::new(),
+                    group: None,
                     forward: None,
                 }));
             }

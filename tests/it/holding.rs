@@ -5,6 +5,7 @@
 
 use crate::support::{
     nvml::FakeNvml,
+    players::{GIB, Held, card, driver, http, server, stranger},
     process::{berthd, digest, eventually},
     raw::PATIENCE,
 };
@@ -17,12 +18,11 @@ use berthd::{
     systemd::{Listeners, Notifier},
     units::Bytes,
 };
-use rustix::process::{Pid, Signal, kill_process};
 use std::{
     fs,
-    io::{BufRead, BufReader, Write},
+    io::Write,
     net::SocketAddr,
-    process::{Child, ChildStdin, Command, Stdio},
+    process::{Command, Stdio},
     sync::Arc,
     time::Duration,
 };
@@ -32,71 +32,7 @@ use tokio::{
     task::JoinSet,
 };
 
-const GIB: u64 = 1 << 30;
 const MODEL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/models/demo-chat");
-
-/// A process that ends with the test.
-struct Held {
-    child: Child,
-    stdin: Option<ChildStdin>,
-    /// Its own child, which would outlive it.
-    below: Option<u32>,
-}
-
-impl Held {
-    fn start(mut command: Command) -> (Self, impl Iterator<Item = String>) {
-        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
-        let mut child = command.spawn().expect("it starts");
-        let stdin = child.stdin.take();
-        let lines = BufReader::new(child.stdout.take().expect("a pipe")).lines();
-        (Self { child, stdin, below: None }, lines.map_while(Result::ok))
-    }
-
-    fn pid(&self) -> u32 {
-        self.child.id()
-    }
-
-    fn end(&mut self) {
-        if let Some(below) = self.below.take().and_then(|pid| Pid::from_raw(pid.cast_signed())) {
-            let _ = kill_process(below, Signal::KILL);
-        }
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-impl Drop for Held {
-    fn drop(&mut self) {
-        self.end();
-    }
-}
-
-/// Somebody who has nothing to do with us.
-fn stranger() -> Held {
-    let mut command = Command::new("sleep");
-    command.arg("1000");
-    Held::start(command).0
-}
-
-/// A simulated model server as a process of its own, with a child: its process, the child, its address.
-fn server(listen: &str, model: &str) -> (Held, u32, SocketAddr) {
-    let program = berthd().get_program().to_owned();
-    let mut command = Command::new("sh");
-    // The shell becomes the server, so that what it started before is the server's child.
-    command
-        .args([
-            "-c",
-            "sleep 1000 & echo $!; exec \"$0\" simulate --listen $1 --model $2 --profile instant",
-        ])
-        .arg(program)
-        .args([listen, model]);
-    let (mut held, mut lines) = Held::start(command);
-    let child = lines.next().expect("the child's id").parse().unwrap();
-    held.below = Some(child);
-    let line = lines.next().expect("its address");
-    let address = line.rsplit("http://").next().unwrap().parse().unwrap();
-    (held, child, address)
-}
 
 /// A daemon in this process, before a driver that is played.
 struct Host {
@@ -161,28 +97,6 @@ impl Host {
         let ended = tokio::time::timeout(PATIENCE, self.running.join_next()).await;
         ended.expect("it stops in time").unwrap().unwrap().expect("it stops in order");
     }
-}
-
-fn http(name: &str, at: SocketAddr) -> String {
-    format!("[[servers]]\nname = \"{name}\"\nkind = \"vllm\"\nurl = \"http://{at}\"\n")
-}
-
-/// A card with so many GiB in use, and its processes.
-fn card(index: u32, used: u64, processes: &[(u32, u64)]) -> String {
-    let mut text = format!(
-        "gpu {index} uuid=GPU-{index} name=\"NVIDIA H200\" mem_total={} mem_used={} mem_free={} mem_reserved=0\n",
-        141 * GIB,
-        used * GIB,
-        (141 - used) * GIB
-    );
-    for (pid, gib) in processes {
-        text.push_str(&format!("proc {index} pid={pid} mem={} name=p\n", gib * GIB));
-    }
-    text
-}
-
-fn driver(cards: &[String]) -> String {
-    format!("driver=580.65.06\nnvml=13.580.65.06\n{}", cards.concat())
 }
 
 /// A GPU's rows: whose, GiB and processes. That they add up is asserted for each reading that is looked at.

@@ -26,6 +26,7 @@ mod floors;
 mod gpu;
 mod hangup;
 mod holding;
+mod holding_unprivileged;
 mod judged;
 mod memo;
 mod metrics_page;
