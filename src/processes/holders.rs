@@ -181,7 +181,7 @@ impl Holders {
 }
 
 /// Is it still the process that was found? One whose start is not known yet was found this very moment.
-fn alive(root: &Path, pid: u32, started: Option<u64>) -> bool {
+pub(super) fn alive(root: &Path, pid: u32, started: Option<u64>) -> bool {
     let Ok(line) = fs::read(root.join(pid.to_string()).join("stat")) else { return false };
     let read = super::stat::stat(&String::from_utf8_lossy(&line));
     read.is_some_and(|read| started.is_none_or(|started| started == read.started))

@@ -11,10 +11,10 @@ mod sockets;
 mod stat;
 
 use crate::snapshot::{Listener, Network, Process, ProcessTable, TICKS_PER_S};
-use holders::Holders;
+use holders::{Holders, alive};
 use rustix::time::{ClockId, clock_gettime};
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     fs::{self, File},
     io::{BufReader, Read},
     os::unix::fs::MetadataExt,
@@ -41,6 +41,9 @@ const NETWORKS_MAX: usize = 256;
 /// How long a namespace's addresses are taken to stay.
 const ADDRESSES_FOR: Duration = Duration::from_secs(10);
 
+/// How long the lists of sockets are taken to stay while nothing else changes.
+const LISTS_FOR: Duration = Duration::from_secs(5);
+
 /// Largest file that is read whole: the addresses of a host with many routes.
 const FILE_MAX: u64 = 4 << 20;
 
@@ -54,6 +57,17 @@ pub struct Wanted {
     pub ports: BTreeSet<u16>,
 }
 
+/// The lists of sockets of one reading, and who held them.
+#[derive(Debug)]
+struct Lists {
+    at: Instant,
+    wanted: Wanted,
+    listeners: Vec<Listener>,
+    networks: Vec<Network>,
+    /// By id, with the start.
+    holders: BTreeMap<u32, u64>,
+}
+
 /// Reads `/proc` again and again, and remembers who held which socket.
 #[derive(Debug)]
 pub struct Reader {
@@ -62,6 +76,7 @@ pub struct Reader {
     clock: fn() -> u64,
     holders: Holders,
     addresses: HashMap<Option<u64>, (Instant, Network)>,
+    lists: Option<Lists>,
 }
 
 impl Default for Reader {
@@ -87,6 +102,7 @@ impl Reader {
             clock,
             holders: Holders::default(),
             addresses: HashMap::new(),
+            lists: None,
         }
     }
 
@@ -100,7 +116,13 @@ impl Reader {
         for &pid in wanted.pids.iter().take(FOLLOWED_MAX) {
             self.follow(pid, own, &mut table);
         }
-        self.read_networks(wanted, own, now, &mut table);
+        if !self.reuse_lists(wanted, now, &mut table) {
+            self.read_networks(wanted, own, now, &mut table);
+            let (listeners, networks) = (table.listeners.clone(), table.networks.clone());
+            let holders = BTreeMap::new();
+            self.lists =
+                Some(Lists { at: now, wanted: wanted.clone(), listeners, networks, holders });
+        }
         let mut holders = std::mem::take(&mut self.holders);
         holders.find(&self.root, wanted, &mut table, now);
         self.holders = holders;
@@ -114,10 +136,30 @@ impl Reader {
         for listener in &mut table.listeners {
             listener.holders.retain(|pid| table.processes.contains_key(pid));
         }
+        let held = table.listeners.iter().flat_map(|listener| &listener.holders);
+        let held = held.filter_map(|pid| Some((*pid, table.processes.get(pid)?.started)));
+        if let Some(lists) = &mut self.lists {
+            lists.holders = held.collect();
+        }
         self.read_groups(wanted, &mut table);
         table.clock = clock;
         table.read_at = Some(now);
         table
+    }
+
+    /// Takes the lists of sockets from the reading before, if it is young, looked for the same, and all
+    /// who held a socket then still live. On a large host the kernel takes milliseconds for a list, since
+    /// it goes on to look for connections.
+    fn reuse_lists(&self, wanted: &Wanted, now: Instant, table: &mut ProcessTable) -> bool {
+        let young =
+            |lists: &&Lists| now.duration_since(lists.at) < LISTS_FOR && lists.wanted == *wanted;
+        let Some(lists) = self.lists.as_ref().filter(young) else { return false };
+        if !lists.holders.iter().all(|(pid, started)| alive(&self.root, *pid, Some(*started))) {
+            return false;
+        }
+        table.listeners = lists.listeners.clone();
+        table.networks = lists.networks.clone();
+        true
     }
 
     /// Takes a process and its ancestors into the table.
