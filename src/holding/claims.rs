@@ -52,6 +52,16 @@ pub(super) fn claim(
     if found != Claim::Nobody {
         return found;
     }
+    let in_group = homes.iter().filter(|(_, home)| {
+        home.holders.is_empty() && home.group.is_some() && home.group == process.group
+    });
+    // A group is a container or a service of the host; a login session is neither.
+    if are_one_service(process, process) {
+        let found = of(in_group.map(|(id, _)| id.clone()).collect(), How::Group);
+        if found != Claim::Nobody {
+            return found;
+        }
+    }
     by_user(process, table, homes, on_gpus)
 }
 

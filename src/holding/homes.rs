@@ -20,6 +20,8 @@ pub(super) struct Home {
     pub(super) network: Option<u64>,
     /// Who opened a socket in the daemon's own namespace whose holder cannot be seen.
     pub(super) user: Option<u32>,
+    /// The control group that such a socket was opened in.
+    pub(super) group: Option<u64>,
     /// The address leads into a container that no process on a GPU is in.
     pub(super) elsewhere: bool,
     /// It is the daemon's own process, whose children have nothing to do with it.
@@ -71,7 +73,10 @@ fn lead(home: &mut Home, table: &ProcessTable, address: IpAddr, port: u16) {
                     home.elsewhere = true;
                 }
             }
-            None if listener.holders.is_empty() => home.user = Some(listener.user),
+            None if listener.holders.is_empty() => {
+                home.user = Some(listener.user);
+                home.group = listener.group;
+            }
             None => home.holders.extend(&listener.holders),
         }
     }

@@ -2,6 +2,7 @@
 
 use crate::{
     error::{Class, Reason},
+    holding::Holdings,
     ids::{ModelName, Tier},
     pipeline::{
         dispatch::ServerView,
@@ -29,7 +30,7 @@ use prometheus_client::{
 use std::{
     collections::BTreeMap,
     sync::{
-        Mutex, PoisonError,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicI64, AtomicU64},
     },
     time::Duration,
@@ -62,6 +63,7 @@ mod cards;
 mod counting;
 mod energy;
 mod gauges;
+mod holding;
 mod hung;
 mod memory;
 mod older;
@@ -73,6 +75,7 @@ pub use older::older_text;
 use cards::Cards;
 use counting::Counting;
 use energy::Energy;
+use holding::Holding;
 use hung::Hangs;
 use memory::Memory;
 
@@ -193,6 +196,7 @@ pub struct Metrics {
     energy: Energy,
     hangs: Hangs,
     memory: Memory,
+    holding: Holding,
     failures: Family<ServerCause, Counter>,
     server_up: Family<ServerLabel, IntGauge>,
     server_usable: Family<ServerLabel, IntGauge>,
@@ -269,6 +273,7 @@ impl Metrics {
             energy: Energy::new(&mut r),
             hangs: Hangs::new(&mut r),
             memory: Memory::new(&mut r),
+            holding: Holding::new(&mut r),
             failures: family!(r, "server_failures", "Attempts that a server failed, by cause"),
             server_up: family!(r, "server_up", "1 when the server's own health says it is ready"),
             server_usable: family!(
@@ -386,6 +391,11 @@ impl Metrics {
         self.started.elapsed()
     }
 
+    /// Keeps who holds what on the GPUs, for the next page.
+    pub fn set_holdings(&self, holdings: Arc<Holdings>) {
+        self.holding.keep(holdings);
+    }
+
     /// The whole page, with gauges set from what is known now.
     pub fn page(
         &self,
@@ -415,6 +425,7 @@ impl Metrics {
         self.memory.set(servers);
         self.counting.set_states(counts.iter());
         self.set_gpus(gpus);
+        self.holding.set();
         let mut text = String::with_capacity(16 * 1024);
         // Writing to a string cannot fail.
         let _ = encode_registry(&mut text, &self.registry);

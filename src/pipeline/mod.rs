@@ -117,6 +117,7 @@ impl Broker {
         self.books
             .metrics
             .set_caches(caches.map(|(model, counter)| (model, counter.files().cache_use())));
+        self.books.metrics.set_holdings(self.devices.holdings());
         self.books.metrics.page_with(&waiting, &servers, &self.trust.pairs(), gpus)
     }
 

@@ -42,6 +42,8 @@ pub(super) struct Holders {
     known: HashMap<u64, Vec<(u32, Option<u64>)>>,
     /// Where forwarders lead, by the inode of their listening socket.
     forwards: HashMap<u64, SocketAddr>,
+    /// Control groups of sockets that mattered and whose holders were not found.
+    groups: HashMap<u64, u64>,
     /// Sockets that mattered and were not found, when to search again, and the pause after that.
     missing: Option<(BTreeSet<u64>, Instant, Duration)>,
     /// The GPU processes and ancestors that were looked at last, and when.
@@ -72,6 +74,7 @@ impl Holders {
         let listed: HashSet<u64> = table.listeners.iter().map(|one| one.inode).collect();
         self.known.retain(|inode, _| listed.contains(inode));
         self.forwards.retain(|inode, _| listed.contains(inode));
+        self.groups.retain(|inode, _| listed.contains(inode));
         self.known.retain(|_, holders| {
             holders.retain(|(pid, started)| alive(root, *pid, *started));
             !holders.is_empty()
@@ -97,16 +100,24 @@ impl Holders {
             self.denied = search.denied;
             self.take(search, &table.listeners);
             let left = self.missing_of(&matter);
+            if !left.is_empty() {
+                self.groups = super::diag::groups();
+            }
+            self.groups.retain(|inode, _| left.contains(inode));
             let pause = match &self.missing {
                 Some((was, _, pause)) if *was == left => pause.saturating_mul(2).min(AGAIN_MOST),
                 _ => AGAIN_FIRST,
             };
             self.missing = (!left.is_empty()).then(|| (left, now + pause, pause));
         }
-        table.denied = self.denied && self.missing.is_some();
+        let unknown =
+            |inode: &u64| !self.groups.contains_key(inode) && !self.forwards.contains_key(inode);
+        let missing = self.missing.as_ref();
+        table.denied = self.denied && missing.is_some_and(|(left, ..)| left.iter().any(unknown));
         for listener in &mut table.listeners {
             let holders = self.known.get(&listener.inode);
             listener.holders = holders.into_iter().flatten().map(|(pid, _)| *pid).collect();
+            listener.group = self.groups.get(&listener.inode).copied();
             listener.forward = self.forwards.get(&listener.inode).copied();
         }
     }
@@ -170,7 +181,7 @@ impl Holders {
 }
 
 /// Is it still the process that was found? One whose start is not known yet was found this very moment.
-fn alive(root: &Path, pid: u32, started: Option<u64>) -> bool {
+pub(super) fn alive(root: &Path, pid: u32, started: Option<u64>) -> bool {
     let Ok(line) = fs::read(root.join(pid.to_string()).join("stat")) else { return false };
     let read = super::stat::stat(&String::from_utf8_lossy(&line));
     read.is_some_and(|read| started.is_none_or(|started| started == read.started))

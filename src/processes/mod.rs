@@ -5,15 +5,16 @@
 //! the kernel alone. (Arguments take the memory map's lock, which a process stuck in a driver may hold;
 //! only those of Docker's forwarders are read.) A process that ends while it is read is left out.
 
+mod diag;
 mod holders;
 mod sockets;
 mod stat;
 
 use crate::snapshot::{Listener, Network, Process, ProcessTable, TICKS_PER_S};
-use holders::Holders;
+use holders::{Holders, alive};
 use rustix::time::{ClockId, clock_gettime};
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     fs::{self, File},
     io::{BufReader, Read},
     os::unix::fs::MetadataExt,
@@ -24,6 +25,9 @@ use tokio::time::Instant;
 
 /// Where the kernel tells it.
 pub const ROOT: &str = "/proc";
+
+/// Where control groups are mounted.
+const GROUPS: &str = "/sys/fs/cgroup";
 
 /// Most processes on GPUs, and most that listen, that are followed.
 const FOLLOWED_MAX: usize = 4096;
@@ -36,6 +40,9 @@ const NETWORKS_MAX: usize = 256;
 
 /// How long a namespace's addresses are taken to stay.
 const ADDRESSES_FOR: Duration = Duration::from_secs(10);
+
+/// How long the lists of sockets are taken to stay while nothing else changes.
+const LISTS_FOR: Duration = Duration::from_secs(5);
 
 /// Largest file that is read whole: the addresses of a host with many routes.
 const FILE_MAX: u64 = 4 << 20;
@@ -50,13 +57,26 @@ pub struct Wanted {
     pub ports: BTreeSet<u16>,
 }
 
+/// The lists of sockets of one reading, and who held them.
+#[derive(Debug)]
+struct Lists {
+    at: Instant,
+    wanted: Wanted,
+    listeners: Vec<Listener>,
+    networks: Vec<Network>,
+    /// By id, with the start.
+    holders: BTreeMap<u32, u64>,
+}
+
 /// Reads `/proc` again and again, and remembers who held which socket.
 #[derive(Debug)]
 pub struct Reader {
     root: PathBuf,
+    groups: PathBuf,
     clock: fn() -> u64,
     holders: Holders,
     addresses: HashMap<Option<u64>, (Instant, Network)>,
+    lists: Option<Lists>,
 }
 
 impl Default for Reader {
@@ -76,7 +96,14 @@ fn ticks_since_boot() -> u64 {
 impl Reader {
     /// Reads another tree than [`ROOT`], by another clock.
     pub fn new(root: PathBuf, clock: fn() -> u64) -> Self {
-        Self { root, clock, holders: Holders::default(), addresses: HashMap::new() }
+        Self {
+            root,
+            groups: PathBuf::from(GROUPS),
+            clock,
+            holders: Holders::default(),
+            addresses: HashMap::new(),
+            lists: None,
+        }
     }
 
     /// One reading. Blocks for as long as the kernel takes: a millisecond or two, some hundred when a
@@ -89,7 +116,13 @@ impl Reader {
         for &pid in wanted.pids.iter().take(FOLLOWED_MAX) {
             self.follow(pid, own, &mut table);
         }
-        self.read_networks(wanted, own, now, &mut table);
+        if !self.reuse_lists(wanted, now, &mut table) {
+            self.read_networks(wanted, own, now, &mut table);
+            let (listeners, networks) = (table.listeners.clone(), table.networks.clone());
+            let holders = BTreeMap::new();
+            self.lists =
+                Some(Lists { at: now, wanted: wanted.clone(), listeners, networks, holders });
+        }
         let mut holders = std::mem::take(&mut self.holders);
         holders.find(&self.root, wanted, &mut table, now);
         self.holders = holders;
@@ -103,9 +136,30 @@ impl Reader {
         for listener in &mut table.listeners {
             listener.holders.retain(|pid| table.processes.contains_key(pid));
         }
+        let held = table.listeners.iter().flat_map(|listener| &listener.holders);
+        let held = held.filter_map(|pid| Some((*pid, table.processes.get(pid)?.started)));
+        if let Some(lists) = &mut self.lists {
+            lists.holders = held.collect();
+        }
+        self.read_groups(wanted, &mut table);
         table.clock = clock;
         table.read_at = Some(now);
         table
+    }
+
+    /// Takes the lists of sockets from the reading before, if it is young, looked for the same, and all
+    /// who held a socket then still live. On a large host the kernel takes milliseconds for a list, since
+    /// it goes on to look for connections.
+    fn reuse_lists(&self, wanted: &Wanted, now: Instant, table: &mut ProcessTable) -> bool {
+        let young =
+            |lists: &&Lists| now.duration_since(lists.at) < LISTS_FOR && lists.wanted == *wanted;
+        let Some(lists) = self.lists.as_ref().filter(young) else { return false };
+        if !lists.holders.iter().all(|(pid, started)| alive(&self.root, *pid, Some(*started))) {
+            return false;
+        }
+        table.listeners = lists.listeners.clone();
+        table.networks = lists.networks.clone();
+        true
     }
 
     /// Takes a process and its ancestors into the table.
@@ -136,7 +190,25 @@ impl Reader {
             unit: group.unit,
             container: group.container,
             network,
+            group: None,
         })
+    }
+
+    /// The control groups of processes on GPUs, where a listener's group is all that is known of it.
+    fn read_groups(&self, wanted: &Wanted, table: &mut ProcessTable) {
+        if table.listeners.iter().all(|listener| listener.group.is_none()) {
+            return;
+        }
+        for pid in &wanted.pids {
+            let Some(process) = table.processes.get_mut(pid) else { continue };
+            let text = fs::read_to_string(self.root.join(pid.to_string()).join("cgroup"));
+            let Some(path) = stat::group(&text.unwrap_or_default()).unified else { continue };
+            // Beside older hierarchies that of version 2 lies in a folder of its own.
+            let folders = ["unified", ""].map(|below| self.groups.join(below));
+            let folders = folders.iter().map(|root| root.join(path.trim_start_matches('/')));
+            process.group =
+                folders.filter_map(|one| fs::metadata(one).ok()).map(|one| one.ino()).next();
+        }
     }
 
     /// Which network namespace a process is in. Each namespace has its own list of sockets, and the
@@ -180,6 +252,7 @@ impl Reader {
                     user: socket.user,
                     network,
                     holders: Vec::new(),
+                    group: None,
                     forward: None,
                 }));
             }

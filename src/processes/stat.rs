@@ -30,6 +30,8 @@ pub(super) struct Group {
     pub(super) path: Option<String>,
     pub(super) unit: Option<String>,
     pub(super) container: Option<String>,
+    /// The path in the hierarchy of version 2.
+    pub(super) unified: Option<String>,
 }
 
 /// Longest path that is kept.
@@ -54,7 +56,8 @@ pub(super) fn group(text: &str) -> Group {
     let unit = main.and_then(unit);
     let path = main.or_else(|| paths().next().map(|(_, path)| path));
     let path = path.map(|path| path.chars().take(PATH_MAX).collect());
-    Group { path, unit, container }
+    let unified = paths().find(|(names, path)| names.is_empty() && path.len() > 1);
+    Group { path, unit, container, unified: unified.map(|(_, path)| path.to_owned()) }
 }
 
 /// The innermost unit of a path: a service, or a scope that is no container.

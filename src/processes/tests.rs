@@ -203,6 +203,27 @@ async fn a_holder_that_nobody_finds_is_looked_for_at_growing_pauses() {
     assert_eq!(holders(&reader.read(&asked), 8080), [60]);
 }
 
+#[tokio::test(start_paused = true)]
+async fn lists_of_sockets_are_read_again_when_they_are_old_or_anything_changed() {
+    let tree = Tree::new();
+    tree.process(60, 1, 100, "llama-server", "self");
+    tree.process(90, 1, 100, "other", "self");
+    tree.listen("self", &[("00000000", 8080, 700)]);
+    tree.opens(60, 3, "socket:[700]");
+    let mut reader = tree.reader();
+    let mut sockets = |pids: &[u32]| reader.read(&wanted(pids, &[8080])).listeners.len();
+    assert_eq!(sockets(&[60]), 1);
+    tree.listen("self", &[("00000000", 8080, 700), ("00000000", 8081, 701)]);
+    assert_eq!(sockets(&[60]), 1, "nothing else changed, and it was a moment ago");
+    assert_eq!(sockets(&[60, 90]), 2, "another process is on a GPU");
+    tree.listen("self", &[("00000000", 8080, 700)]);
+    tokio::time::advance(LISTS_FOR).await;
+    assert_eq!(sockets(&[60, 90]), 1, "it was long ago");
+    tree.listen("self", &[]);
+    tree.process(60, 1, 4000, "sleep", "self");
+    assert_eq!(sockets(&[60, 90]), 0, "the listener is another process now");
+}
+
 const AGAIN_JUST_BEFORE: Duration = Duration::from_millis(1999);
 
 #[tokio::test(start_paused = true)]
@@ -235,5 +256,6 @@ async fn this_process_finds_its_own_socket_in_the_real_proc() {
     assert!(process.started <= table.clock, "{} is after {}", process.started, table.clock);
     assert!(table.line(own).count() > 1, "it has a parent");
     drop(listener);
-    assert!(!reader.read(&wanted(&[own], &[port])).listeners.iter().any(|one| one.port == port));
+    // Another port is looked for, so that the lists are read again.
+    assert!(!reader.read(&wanted(&[own], &[])).listeners.iter().any(|one| one.port == port));
 }

@@ -17,7 +17,7 @@ pub struct ProcessTable {
     pub networks: Vec<Network>,
     /// The kernel's clock when this was read, in ticks since boot, as [`Process::started`].
     pub clock: u64,
-    /// Some processes may not be looked into, and one of them may be one that was asked for.
+    /// Some processes may not be looked into, and one of them may hold a socket of which nothing else is known.
     pub denied: bool,
     /// There was more than may be looked at.
     pub cut: bool,
@@ -50,6 +50,9 @@ pub struct Process {
     pub container: Option<String>,
     /// Its network namespace, as [`Network::id`]; `None` for the daemon's own.
     pub network: Option<u64>,
+    /// Its control group of version 2, as [`Listener::group`], where a listener's is known and it may
+    /// be asked.
+    pub group: Option<u64>,
 }
 
 /// A socket that takes connections.
@@ -67,6 +70,9 @@ pub struct Listener {
     pub network: Option<u64>,
     /// Processes that hold it open, as far as they may be looked into.
     pub holders: Vec<u32>,
+    /// The control group that it was opened in, by the inode of the group's folder; told where no holder
+    /// can be seen.
+    pub group: Option<u64>,
     /// Where its holder carries connections on to, if that is a container runtime's forwarder.
     pub forward: Option<SocketAddr>,
 }

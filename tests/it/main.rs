@@ -31,6 +31,8 @@ mod gpu_hang;
 mod gpu_mig;
 mod gpu_sessions;
 mod hangup;
+mod holding;
+mod holding_unprivileged;
 mod hung;
 mod judged;
 mod memo;

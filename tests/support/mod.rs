@@ -4,6 +4,7 @@ pub mod counted;
 pub mod house;
 pub mod nvml;
 pub mod plane;
+pub mod players;
 pub mod process;
 pub mod raw;
 pub mod scripted;

@@ -68,6 +68,7 @@ impl Node {
             user: 0,
             network,
             holders: holders.to_vec(),
+            group: None,
             forward: None,
         });
         self.table.listeners.last_mut().unwrap()
@@ -257,6 +258,27 @@ async fn a_service_with_a_user_of_its_own_is_known_by_the_sockets_user() {
     // And a person's session is no service.
     node.table.listeners[0].user = 1000;
     assert_eq!(of(&node.join(), "s"), None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_group_that_a_socket_was_opened_in_stands_in_for_its_holder() {
+    let mut node = Node::new(vec![
+        gpu("GPU-a", 9, 0, &[(41, Some(8)), (90, Some(1))]),
+        gpu("GPU-b", 0, 0, &[]),
+    ]);
+    node.process(41, 1, "ollama", "ollama.service").group = Some(25);
+    node.process(90, 1, "train", "session-1.scope").group = Some(26);
+    node.listen("127.0.0.1", 11434, &[]).group = Some(25);
+    node.server("s", "127.0.0.1", 11434);
+    assert_eq!(of(&node.join(), "s"), on(&[("GPU-a", Some(8))], How::Group));
+    // A person's session holds nothing together.
+    node.table.listeners[0].group = Some(26);
+    assert_eq!(of(&node.join(), "s"), None);
+    // Two servers of one container on the host's network cannot be told apart by it.
+    node.table.listeners[0].group = Some(25);
+    node.listen("127.0.0.1", 8000, &[]).group = Some(25);
+    node.server("t", "127.0.0.1", 8000);
+    assert_eq!(rows(&node.join(), "GPU-a"), ["s or t=8", "train (session-1.scope)=1"]);
 }
 
 #[tokio::test(start_paused = true)]
