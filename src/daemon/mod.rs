@@ -11,7 +11,7 @@ use crate::{
     control::{Control, ReloadWish},
     gpu,
     ids::ServerId,
-    pipeline::{Broker, listen, trial, trust},
+    pipeline::{Broker, device::faulting, listen, trial, trust},
     snapshot::GpuPlane,
     systemd::{Listeners, Notifier},
 };
@@ -168,6 +168,7 @@ impl Daemon {
         inner.spawn(Arc::clone(&control).serve_socket(doors.control));
         inner.spawn(control.serve_admin(doors.admin));
         inner.spawn(trial::watch(Arc::clone(&parts.broker)));
+        inner.spawn(faulting::watch(Arc::clone(&parts.broker), gpus.subscribe(), None));
         inner.spawn(trust::watch::watch(Arc::clone(&parts.broker), make::find_files));
         let found = discoveries(&parts, Duration::ZERO);
         let mut found = std::pin::pin!(found);
@@ -209,7 +210,7 @@ impl Daemon {
                 () = heart.due() => heart.beat(),
                 _ = status.tick() => parts.notifier.status(&parts.status_line()),
                 _ = callers.join_next() => break Some("the callers' listener"),
-                _ = inner.join_next() => break Some("an operators' door, the trial watcher or the watcher of counts"),
+                _ = inner.join_next() => break Some("an operators' door or one of the watchers"),
                 () = gpus.ended() => break Some("the GPU thread"),
             }
         };

@@ -38,6 +38,13 @@ pub struct Change {
     pub now: GpuHealth,
 }
 
+impl Change {
+    /// It got worse; what is known to be wrong is worse than what is not known.
+    pub const fn is_worse(&self) -> bool {
+        grave(self.now.condition) > grave(self.from)
+    }
+}
+
 /// What the GPUs under a server mean for it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Ground {
@@ -52,8 +59,8 @@ pub struct Ground {
 pub struct Heard {
     /// The whole card that it is about; `None` where that cannot be told.
     pub card: Option<GpuId>,
-    /// The GPU or MIG device whose servers should be tried.
-    pub probe: Option<GpuId>,
+    /// The GPUs and MIG devices whose servers should be tried.
+    pub probe: Vec<GpuId>,
 }
 
 impl Faults {
@@ -100,7 +107,7 @@ impl Faults {
         now: Instant,
     ) -> Heard {
         let Some(unit) = event.gpu.clone().or_else(|| self.only_card()) else {
-            return Heard { card: None, probe: None };
+            return Heard { card: None, probe: Vec::new() };
         };
         let parent = self.machines.get(&unit).and_then(|machine| machine.parent.clone());
         let card = parent.unwrap_or_else(|| unit.clone());
@@ -117,7 +124,20 @@ impl Faults {
         if class == Some(Class::NvLink) {
             self.spread(&card, together, now);
         }
-        Heard { card: Some(card), probe: probe.then_some(about) }
+        let probe = if probe { self.parts(&about) } else { Vec::new() };
+        Heard { card: Some(card), probe }
+    }
+
+    /// A GPU and the MIG devices that it is cut into.
+    pub fn parts(&self, gpu: &GpuId) -> Vec<GpuId> {
+        let parts = self.machines.iter().filter(|(_, one)| one.parent.as_ref() == Some(gpu));
+        std::iter::once(gpu.clone()).chain(parts.map(|(id, _)| id.clone())).collect()
+    }
+
+    /// The driver answers and its readings are young enough to be believed.
+    pub fn is_read(&self, now: Instant) -> bool {
+        let young = |at| now.saturating_duration_since(at) <= self.stale_after;
+        self.driver && self.read_at.is_some_and(young)
     }
 
     /// The processes that served from this GPU were all replaced.
@@ -151,9 +171,7 @@ impl Faults {
     /// for what time alone changes.
     pub fn settle(&mut self, now: Instant) -> Vec<Change> {
         self.unspread();
-        let fresh =
-            self.read_at.is_some_and(|at| now.saturating_duration_since(at) <= self.stale_after);
-        let unread = !self.driver || !fresh;
+        let unread = !self.is_read(now);
         let settled = self.machines.iter_mut().filter_map(|(id, machine)| {
             let (from, _) = machine.settle(unread, now)?;
             Some(Change { index: machine.index, from, now: machine.health(id.clone()) })

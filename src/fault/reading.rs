@@ -24,6 +24,9 @@ const SLOW_LEAVE: Duration = Duration::from_secs(30);
 /// The least weight of a card that slows down: it still works.
 const SLOW_WEIGHT_LEAST: f64 = 0.1;
 
+/// By how much the clocks must change before the weight follows.
+const SLOW_STEP: f64 = 0.1;
+
 /// Clocks tell what a card is worth only while it works, percent.
 const WORKING_PERCENT: u32 = 20;
 
@@ -242,13 +245,13 @@ impl Machine {
             && works
             && let Some((is, most)) = clocks
         {
-            self.memory.slow_ratio = Some(f64::from(is) / f64::from(most));
+            // Followed in steps: a weight that trembles would only make noise.
+            let ratio = f64::from(is) / f64::from(most);
+            let step = self.memory.slow_ratio.is_none_or(|was| (ratio - was).abs() >= SLOW_STEP);
+            self.memory.slow_ratio = if step { Some(ratio) } else { self.memory.slow_ratio };
         }
         let ratio = self.memory.slow_ratio;
-        // In steps of a twentieth: a weight that trembles would only make noise.
-        let weight = ratio.map_or(UNSURE_WEIGHT, |ratio| {
-            ((ratio * 20.0).round() / 20.0).clamp(SLOW_WEIGHT_LEAST, 1.0)
-        });
+        let weight = ratio.map_or(UNSURE_WEIGHT, |ratio| ratio.clamp(SLOW_WEIGHT_LEAST, 1.0));
         let lasting = self.memory.slow.look(slow, now, SLOW_ENTER, SLOW_LEAVE);
         if lasting && slow == Some(true) {
             let why: Vec<&str> =

@@ -56,6 +56,7 @@ macro_rules! histograms {
 }
 
 mod counting;
+mod faults;
 mod gauges;
 mod older;
 #[cfg(test)]
@@ -64,6 +65,7 @@ mod tests;
 pub use older::older_text;
 
 use counting::Counting;
+use faults::Faults;
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct RequestLabels {
@@ -186,6 +188,7 @@ pub struct Metrics {
     output: Family<ModelTier, Counter>,
     counts: Family<CountLabels, Counter>,
     counting: Counting,
+    faults: Faults,
     failures: Family<ServerCause, Counter>,
     server_up: Family<ServerLabel, IntGauge>,
     server_usable: Family<ServerLabel, IntGauge>,
@@ -258,6 +261,7 @@ impl Metrics {
                 "Our input count beside the server's usage, by where ours came from"
             ),
             counting: Counting::new(&mut r),
+            faults: Faults::new(&mut r),
             failures: family!(r, "server_failures", "Attempts that a server failed, by cause"),
             server_up: family!(r, "server_up", "1 when the server's own health says it is ready"),
             server_usable: family!(
@@ -410,6 +414,7 @@ impl Metrics {
         self.set_servers(servers);
         self.counting.set_states(counts.iter());
         self.set_gpus(gpus);
+        self.faults.set();
         let mut text = String::with_capacity(16 * 1024);
         // Writing to a string cannot fail.
         let _ = encode(&mut text, &self.registry);

@@ -3,8 +3,13 @@
 //! Each subject is a task of its own that reads snapshots and tells the dispatch; what it found out is
 //! published here for the others and for operators.
 
-use crate::{fault::GpuHealth, holding::Holdings};
+pub mod faulting;
+#[cfg(test)]
+mod faulting_tests;
+
+use crate::{fault::GpuHealth, holding::Holdings, ids::GpuId};
 use arc_swap::ArcSwap;
+use faulting::Clearing;
 use std::sync::Arc;
 
 /// What is known about the devices beyond their readings.
@@ -12,6 +17,7 @@ use std::sync::Arc;
 pub struct Devices {
     holdings: ArcSwap<Holdings>,
     health: ArcSwap<Vec<GpuHealth>>,
+    clearing: Clearing,
 }
 
 impl Devices {
@@ -33,5 +39,12 @@ impl Devices {
     /// Publishes how each GPU is.
     pub fn judge(&self, health: Vec<GpuHealth>) {
         self.health.store(Arc::new(health));
+    }
+
+    /// An operator says that a GPU is well. False if there is no such GPU, or nobody watches them.
+    ///
+    /// Dropping the future changes nothing; the GPU may have been cleared already.
+    pub async fn clear(&self, gpu: GpuId) -> bool {
+        self.clearing.ask(gpu).await
     }
 }

@@ -4,6 +4,7 @@
 //! itself in passing. Otherwise it waits, and whoever gives room back hands out the next turns on the
 //! spot, so no task stands between a free server and the next request.
 
+mod footing;
 mod state;
 #[cfg(test)]
 mod tests;
@@ -189,6 +190,7 @@ impl Dispatch {
             comings,
             unusable_since: None,
             footing: before.map(|berth| berth.footing.clone()).unwrap_or_default(),
+            suspect: false,
             leaving: false,
         };
         state.berths.insert(id.clone(), berth);
@@ -237,25 +239,16 @@ impl Dispatch {
         true
     }
 
-    /// What the devices under a server say. False if that is nothing new, or there is no such server.
-    pub fn set_footing(&self, id: &ServerId, footing: Footing) -> bool {
-        let mut state = self.lock();
-        let Some(berth) = state.berths.get_mut(id) else { return false };
-        if berth.footing == footing {
-            return false;
-        }
-        berth.footing = footing;
-        self.refresh(&mut state);
-        true
-    }
-
     /// Tells the breaker what became of a call or a trial. True when that changed the breaker.
     pub fn report(&self, id: &ServerId, outcome: Outcome, now: Instant) -> bool {
         let mut state = self.lock();
         let rules = state.breaker_rules.clone();
         let Some(berth) = state.berths.get_mut(id) else { return false };
         let changed = match outcome {
-            Outcome::Answered => berth.busy_until.take().is_some() | berth.breaker.success(),
+            Outcome::Answered => {
+                berth.suspect = false;
+                berth.busy_until.take().is_some() | berth.breaker.success()
+            }
             Outcome::Unjudged => false,
             Outcome::Failed => {
                 berth.nudge.notify_one();
@@ -275,13 +268,14 @@ impl Dispatch {
         changed
     }
 
-    /// Servers whose breakers want a trial now, with a model to try.
+    /// Servers that want a trial now, with a model to try: their breaker is open, or they are suspect.
     pub fn trials_due(&self, now: Instant) -> Vec<(Arc<dyn ModelServer>, ModelName)> {
         let state = self.lock();
         let due = state.berths.values().filter(|berth| {
             !berth.leaving
                 && !berth.drained
-                && berth.breaker.next_trial().is_some_and(|trial| trial <= now)
+                && berth.footing.stop.is_none()
+                && berth.breaker.next_trial().map_or(berth.suspect, |trial| trial <= now)
         });
         due.filter_map(|berth| {
             let model = berth.state.models.first()?.name.clone();

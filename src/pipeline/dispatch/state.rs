@@ -51,6 +51,8 @@ pub(super) struct Berth {
     pub(super) unusable_since: Option<Instant>,
     /// What the devices under it say.
     pub(super) footing: Footing,
+    /// It is to be tried although its breaker is closed.
+    pub(super) suspect: bool,
     /// No longer configured; goes when its last request has ended.
     pub(super) leaving: bool,
 }
