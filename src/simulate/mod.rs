@@ -8,6 +8,7 @@ mod answer;
 mod ask;
 mod batch;
 pub mod clock;
+pub mod gpu;
 mod profiles;
 mod routes;
 mod wire;

@@ -19,6 +19,8 @@ mod control;
 mod counts;
 mod docs;
 mod drift;
+mod fake_driver;
+mod fake_faults;
 mod faults;
 mod floors;
 mod gpu;

@@ -1,9 +1,10 @@
 //! A fake NVML library that a test scripts. It is loaded as the real one would be, so the wrapper, the
 //! struct layouts and the error codes in between are the real ones.
 //!
-//! Each fake has a directory of its own: the library reads the file `state` that lies beside it. Its
-//! lines are described in `fake_nvml.c`.
+//! It is the library that the program carries for `berthd simulate --gpu`. Each fake has a directory of its own:
+//! the library reads the file `state` that lies beside it. Its lines are described in `docs/simulated-gpus.md`.
 
+use berthd::simulate::gpu::LIBRARY;
 use std::{
     env, fs,
     path::{Path, PathBuf},
@@ -13,7 +14,7 @@ use std::{
 };
 use tempfile::TempDir;
 
-const SOURCE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/support/fake_nvml.c");
+const SOURCE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/src/simulate/driver/library.c");
 
 /// A host with one busy card.
 pub const ONE_CARD: &str = "driver=580.65.06\nnvml=13.580.65.06\n\
@@ -30,8 +31,8 @@ pub struct FakeNvml {
 impl FakeNvml {
     /// A library like that of a present driver.
     pub fn new(state: &str) -> Self {
-        static BUILT: OnceLock<Vec<u8>> = OnceLock::new();
-        Self::install(BUILT.get_or_init(|| build(&[])), state)
+        assert!(!LIBRARY.is_empty(), "these tests need a C compiler when the program is built");
+        Self::install(LIBRARY, state)
     }
 
     /// A library that lacks the calls which came after driver 470.
@@ -77,7 +78,7 @@ fn build(options: &[&str]) -> Vec<u8> {
     let library = dir.path().join("fake.so");
     let compiler = env::var_os("CC").unwrap_or_else(|| "cc".into());
     let output = Command::new(&compiler)
-        .args(["-std=gnu11", "-O1", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC"])
+        .args(["-std=gnu11", "-O1", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC", "-pthread"])
         .args(options)
         .args([Path::new("-o"), &library, Path::new(SOURCE)])
         .arg("-ldl")
