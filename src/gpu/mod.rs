@@ -1,48 +1,44 @@
-//! The GPU plane: one plain thread asks the driver and publishes what it says.
+//! The GPU plane: one plain thread asks the driver and publishes what it says; another waits for what cards
+//! say of themselves.
 //!
 //! A call into the driver can block for many seconds, most of all when a card is failing. So nothing but
-//! this thread ever calls it, nothing waits for this thread, and readers judge a snapshot by its
-//! `read_at`. What a reading means for scheduling is not decided here.
+//! these threads ever calls it, nothing waits for them, and readers judge a snapshot by its `read_at`. What a reading means for scheduling is not decided here.
 
 use crate::{
     config,
-    snapshot::{DriverState, GpuPlane},
+    snapshot::{DriverState, GpuEvent, GpuPlane},
 };
+use bell::{Bell, StopOnDrop};
+use nvml::{NvmlProbe, events};
+use sampler::{Pace, Publisher, THREAD_NAME, sample};
 use std::{
-    convert::Infallible,
     io,
+    path::PathBuf,
     sync::{
-        Arc,
-        mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel},
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
     },
     thread,
     time::Duration,
 };
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 
+mod bell;
 mod nvml;
-
-/// The thread's name, as `top -H` and a debugger show it.
-const THREAD_NAME: &str = "berthd-nvml";
-
-/// The shortest time between rounds, whatever is configured: the driver is shared with the model servers.
-const PERIOD_LEAST: Duration = Duration::from_millis(10);
-
-/// The wait before a missing driver is tried again the first time.
-const RETRY_FIRST: Duration = Duration::from_secs(1);
-
-/// The longest wait between tries. Each try loads a library; a driver that was installed by hand may
-/// well take this long to be noticed.
-const RETRY_MOST: Duration = Duration::from_secs(30);
-
-/// What readers find when the thread ended by a fault.
-const ENDED: &str = "the GPU thread ended by a fault of its own; restart berthd to read GPUs again";
+mod sampler;
 
 /// Something that can say how the GPUs are.
 pub trait Probe: Send {
     /// One round of readings. It may block for as long as the driver does. After
     /// [`GpuPlane::NoDriver`] the next call starts anew.
     fn read(&mut self) -> GpuPlane;
+
+    /// The last round with utilisation, power and energy read again; its `read_at` stays. `None` where that
+    /// cannot be.
+    fn meter(&mut self, last: &DriverState) -> Option<DriverState> {
+        let _ = last;
+        None
+    }
 }
 
 /// The GPU thread could not be started. Nothing was left behind; trying again is safe.
@@ -50,44 +46,64 @@ pub trait Probe: Send {
 #[error("the GPU thread could not be started")]
 pub struct StartError(#[source] io::Error);
 
-/// The owner's end of the GPU plane. Dropping it tells the thread to stop; it does so after the call it
-/// is in, and nobody waits for that.
+/// The owner's end of the GPU plane. Dropping it tells the threads to stop; they do so after the calls they
+/// are in, and nobody waits for that.
 #[derive(Debug)]
 pub struct GpuWatch {
     plane: watch::Receiver<Arc<GpuPlane>>,
+    /// Until somebody takes them. Locked only to take.
+    events: Mutex<Option<mpsc::Receiver<GpuEvent>>>,
+    dropped: Arc<AtomicU64>,
     life: Life,
 }
 
-/// What keeps the channel open. Never used, only held: dropping it is the signal.
+/// What keeps the plane going. Never used, only held: dropping it is the signal.
 #[derive(Debug)]
 enum Life {
-    Thread { _stop: SyncSender<Infallible> },
+    Thread { _stop: StopOnDrop },
     SwitchedOff { _publish: watch::Sender<Arc<GpuPlane>> },
 }
 
-/// Starts to read the GPUs through NVML every `settings.period`. A driver that is absent is no error
-/// here: it is published, and tried again after 1 s, doubling to 30 s. Where the GPU plane is switched
-/// off no thread is started and [`GpuPlane::Off`] stays.
+/// Starts to read the GPUs through NVML every `settings.period`, utilisation, power and energy every
+/// `settings.fast_period`, and to wait for events. A driver that is absent is no error here: it is published,
+/// and tried again after 1 s, doubling to 30 s. Where the GPU plane is switched off no thread is started and
+/// [`GpuPlane::Off`] stays.
 pub fn start(settings: &config::Gpu) -> Result<GpuWatch, StartError> {
-    if settings.enabled {
-        start_with(nvml::NvmlProbe::new(settings.nvml_library.clone()), settings.period)
-    } else {
+    if !settings.enabled {
         let (publish, plane) = watch::channel(Arc::new(GpuPlane::Off));
-        Ok(GpuWatch { plane, life: Life::SwitchedOff { _publish: publish } })
+        let life = Life::SwitchedOff { _publish: publish };
+        return Ok(GpuWatch { plane, events: Mutex::default(), dropped: Arc::default(), life });
     }
+    let bell = Arc::new(Bell::default());
+    let (sink, events, dropped) = events::channel(Arc::clone(&bell));
+    let probe = NvmlProbe::new(settings.nvml_library.clone(), Some(sink));
+    let pace = Pace { period: settings.period, fast_period: settings.fast_period };
+    let watch = run(probe, pace, bell)?;
+    Ok(GpuWatch { events: Mutex::new(Some(events)), dropped, ..watch })
 }
 
-/// Starts to read any probe every `period`, counted from the end of one round to the start of the next.
+/// Starts to read any probe every `period`, counted from the end of one round to the start of the next. It has
+/// no events.
 pub fn start_with(probe: impl Probe + 'static, period: Duration) -> Result<GpuWatch, StartError> {
+    run(probe, Pace { period, fast_period: Duration::ZERO }, Arc::default())
+}
+
+/// One round through NVML, by the caller's own thread, which may block for as long as the driver does. For
+/// people who look at a node without a daemon. `None` lets the system's loader find the library.
+pub fn read_once(library: Option<PathBuf>) -> GpuPlane {
+    NvmlProbe::new(library, None).read()
+}
+
+fn run(probe: impl Probe + 'static, pace: Pace, bell: Arc<Bell>) -> Result<GpuWatch, StartError> {
     let (publish, plane) = watch::channel(Arc::new(GpuPlane::Off));
-    // Room for nothing: no message is ever sent, the sender's end is the message.
-    let (stop, stopped) = sync_channel(0);
     let publisher = Publisher(publish);
+    let rung = Arc::clone(&bell);
     thread::Builder::new()
         .name(THREAD_NAME.into())
-        .spawn(move || sample(probe, period.max(PERIOD_LEAST), &publisher, &stopped))
+        .spawn(move || sample(probe, pace, &publisher, &rung))
         .map_err(StartError)?;
-    Ok(GpuWatch { plane, life: Life::Thread { _stop: stop } })
+    let life = Life::Thread { _stop: StopOnDrop(bell) };
+    Ok(GpuWatch { plane, events: Mutex::default(), dropped: Arc::default(), life })
 }
 
 // === impl GpuWatch ===
@@ -104,6 +120,17 @@ impl GpuWatch {
         Arc::clone(&self.plane.borrow())
     }
 
+    /// What cards say of themselves, in the driver's order. The channel is bounded: who takes it must read
+    /// it. `None` when it was taken before, and where there are no events.
+    pub fn take_events(&self) -> Option<mpsc::Receiver<GpuEvent>> {
+        self.events.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    /// Events that were lost because nobody read them in time.
+    pub fn dropped_events(&self) -> u64 {
+        self.dropped.load(Ordering::Relaxed)
+    }
+
     /// Waits until the thread has ended, which before [`GpuWatch::stop`] only a fault can cause. Never
     /// returns where the GPU plane is switched off. Dropping the future changes nothing.
     pub async fn ended(&self) {
@@ -111,75 +138,13 @@ impl GpuWatch {
         while plane.changed().await.is_ok() {}
     }
 
-    /// Tells the thread to stop and waits until it has left the driver. Give it a time limit: it may be
+    /// Tells the threads to stop and waits until they have left the driver. Give it a time limit: it may be
     /// blocked there. It matters because killing a process inside a driver call can wedge a failing
-    /// card. Dropping the future leaves the thread to end by itself.
+    /// card. Dropping the future leaves the threads to end by themselves.
     pub async fn stop(self) {
-        let Self { mut plane, life } = self;
+        let Self { mut plane, life, .. } = self;
         drop(life);
         while plane.changed().await.is_ok() {}
-    }
-}
-
-// === The thread ===
-
-/// The thread's end of the channel. When the thread unwinds, readers are told so before the channel
-/// closes; otherwise they would go on seeing the last good readings.
-struct Publisher(watch::Sender<Arc<GpuPlane>>);
-
-impl Drop for Publisher {
-    fn drop(&mut self) {
-        if thread::panicking() {
-            tracing::error!(thread = THREAD_NAME, "{ENDED}");
-            self.0.send_replace(Arc::new(GpuPlane::NoDriver(ENDED.into())));
-        }
-    }
-}
-
-fn sample(
-    mut probe: impl Probe,
-    period: Duration,
-    publisher: &Publisher,
-    stopped: &Receiver<Infallible>,
-) {
-    let mut retry = RETRY_FIRST;
-    loop {
-        let plane = probe.read();
-        let wait = match &plane {
-            GpuPlane::NoDriver(_) => next_retry(&mut retry),
-            GpuPlane::Off | GpuPlane::Driver(_) => {
-                retry = RETRY_FIRST;
-                period
-            }
-        };
-        log_change(&publisher.0.borrow(), &plane);
-        publisher.0.send_replace(Arc::new(plane));
-        match stopped.recv_timeout(wait) {
-            Err(RecvTimeoutError::Timeout) => {}
-            Err(RecvTimeoutError::Disconnected) => return,
-        }
-    }
-}
-
-/// This wait, and doubles the next one up to the ceiling.
-fn next_retry(retry: &mut Duration) -> Duration {
-    let now = *retry;
-    *retry = now.saturating_mul(2).min(RETRY_MOST);
-    now
-}
-
-/// One line when the driver comes, goes, or fails in another way; none while nothing changes.
-fn log_change(before: &GpuPlane, now: &GpuPlane) {
-    match (before, now) {
-        (GpuPlane::Driver(_), GpuPlane::Driver(_)) => {}
-        (_, GpuPlane::Driver(DriverState { driver_version, nvml_version, gpus, .. })) => {
-            tracing::info!(%driver_version, %nvml_version, gpus = gpus.len(), "the GPU driver answers");
-        }
-        (GpuPlane::NoDriver(old), GpuPlane::NoDriver(new)) if old == new => {}
-        // A host without a GPU is no fault; one whose driver went away has one.
-        (GpuPlane::Off, GpuPlane::NoDriver(why)) => tracing::info!("{why}"),
-        (_, GpuPlane::NoDriver(why)) => tracing::warn!("{why}"),
-        (_, GpuPlane::Off) => {}
     }
 }
 
@@ -219,24 +184,18 @@ mod tests {
         })
     }
 
-    #[test]
-    fn retries_start_at_a_second_and_double_up_to_the_ceiling() {
-        let mut retry = RETRY_FIRST;
-        let waits: Vec<u64> = (0..7).map(|_| next_retry(&mut retry).as_secs()).collect();
-        assert_eq!(waits, [1, 2, 4, 8, 16, 30, 30]);
-    }
-
     #[tokio::test]
     async fn a_plane_switched_off_stays_off_and_does_not_end() {
         let settings = config::Gpu { enabled: false, ..config::Gpu::default() };
         let gpus = start(&settings).unwrap();
         assert!(matches!(*gpus.latest(), GpuPlane::Off));
+        assert!(gpus.take_events().is_none());
         assert!(timeout(Duration::from_millis(50), gpus.ended()).await.is_err());
     }
 
     #[tokio::test]
     async fn a_panic_in_the_thread_is_published_and_closes_the_channel() {
-        let gpus = start_with(Script(vec![answers()]), PERIOD_LEAST).unwrap();
+        let gpus = start_with(Script(vec![answers()]), Duration::ZERO).unwrap();
         timeout(LIMIT, gpus.ended()).await.unwrap();
         let GpuPlane::NoDriver(why) = &*gpus.latest() else {
             panic!("readers must not go on seeing the last good readings");

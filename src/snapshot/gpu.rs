@@ -2,6 +2,7 @@
 
 use crate::{ids::GpuId, units::Bytes};
 use serde::Serialize;
+use std::time::Duration;
 use tokio::time::Instant;
 
 /// What NVML says, or why it says nothing.
@@ -29,6 +30,14 @@ pub struct DriverState {
     pub gpus: Vec<GpuState>,
     /// When this round ended.
     pub read_at: Instant,
+}
+
+impl DriverState {
+    /// Whether these readings are too old to decide by. The age is that of the round: what is read between
+    /// rounds does not make the rest younger.
+    pub fn is_stale(&self, now: Instant, stale_after: Duration) -> bool {
+        now.saturating_duration_since(self.read_at) > stale_after
+    }
 }
 
 /// One GPU, or one MIG device. A reading that the card lacks, or that failed this time, is `None`.
@@ -68,6 +77,9 @@ pub struct GpuState {
     pub power_limit_w: Option<f64>,
     /// Energy since the driver was loaded, millijoules. It starts again from zero with the driver.
     pub energy_mj: Option<u64>,
+    /// When utilisation, power and energy were read: in the round, or later where they are read more often.
+    /// `None` for what has none of these.
+    pub metered_at: Option<Instant>,
     /// Core temperature, degrees Celsius.
     pub temperature_c: Option<u32>,
     /// Memory temperature, degrees Celsius.
@@ -336,6 +348,7 @@ impl GpuState {
             power_w: None,
             power_limit_w: None,
             energy_mj: None,
+            metered_at: None,
             temperature_c: None,
             memory_temperature_c: None,
             slowdown_c: None,
@@ -357,6 +370,22 @@ impl GpuState {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn readings_grow_stale_by_their_age_alone() {
+        let read_at = Instant::now();
+        let state = DriverState {
+            driver_version: String::new(),
+            nvml_version: String::new(),
+            session: 1,
+            gpus: Vec::new(),
+            read_at,
+        };
+        let limit = Duration::from_secs(5);
+        assert!(!state.is_stale(read_at, limit));
+        assert!(!state.is_stale(read_at + limit, limit));
+        assert!(state.is_stale(read_at + limit + Duration::from_nanos(1), limit));
+    }
 
     #[test]
     fn protection_is_told_from_choice() {

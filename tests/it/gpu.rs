@@ -3,21 +3,15 @@
 //! A real thread asks it, so these tests run in real time: they wait for what must be published, and
 //! the limit only says when to give up.
 
-use crate::support::nvml::FakeNvml;
+use crate::support::{
+    nvml::FakeNvml,
+    plane::{LIMIT, PERIOD, driver, no_driver, start, wait_for},
+};
 use berthd::{
-    config,
-    gpu::{self, GpuWatch},
     snapshot::{DriverState, GpuPlane, GpuProcess},
     units::Bytes,
 };
-use std::{path::PathBuf, sync::Arc, time::Duration};
-use tokio::{
-    sync::watch,
-    time::{Instant, timeout},
-};
-
-const LIMIT: Duration = Duration::from_secs(20);
-const PERIOD: Duration = Duration::from_millis(20);
+use tokio::time::{Instant, timeout};
 
 const TWO_CARDS: &str = "\
 driver=580.65.06
@@ -27,37 +21,6 @@ mem_free=51436847104 mem_reserved=533725184 util=87 mem_util=41 power_mw=612345 
 gpu 1 uuid=GPU-bbbb name=\"NVIDIA L4\" mem_total=24152899584 mem_used=1048576 mem_free=23622320128 \
 mem_reserved=529530880 util=0 mem_util=0 power_mw=16250 limit_mw=72000 temp=31
 ";
-
-fn start(library: PathBuf) -> GpuWatch {
-    let settings =
-        config::Gpu { nvml_library: Some(library), period: PERIOD, ..config::Gpu::default() };
-    gpu::start(&settings).expect("a thread")
-}
-
-/// The next plane, or the present one if it has not been seen, for which `is_it` gives something.
-async fn wait_for<T>(
-    plane: &mut watch::Receiver<Arc<GpuPlane>>,
-    mut is_it: impl FnMut(&GpuPlane) -> Option<T>,
-) -> T {
-    let found = timeout(LIMIT, async {
-        loop {
-            let found = is_it(&plane.borrow_and_update());
-            if let Some(found) = found {
-                return found;
-            }
-            plane.changed().await.expect("the GPU thread lives");
-        }
-    });
-    found.await.unwrap_or_else(|_| panic!("never came; the last was {:?}", plane.borrow()))
-}
-
-fn driver(plane: &GpuPlane) -> Option<DriverState> {
-    if let GpuPlane::Driver(state) = plane { Some(state.clone()) } else { None }
-}
-
-fn no_driver(plane: &GpuPlane) -> Option<String> {
-    if let GpuPlane::NoDriver(why) = plane { Some(why.clone()) } else { None }
-}
 
 /// The first round that the fake, in this state, gives.
 async fn first_round(fake: &FakeNvml) -> DriverState {

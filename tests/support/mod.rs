@@ -3,6 +3,7 @@
 pub mod counted;
 pub mod house;
 pub mod nvml;
+pub mod plane;
 pub mod process;
 pub mod raw;
 pub mod scripted;

@@ -63,6 +63,24 @@ impl FakeNvml {
         fs::rename(&next, self.dir.path().join("state")).expect("the new state in place");
     }
 
+    /// Puts another library in its place, as a new driver package does: the old file stays with those who
+    /// have it open.
+    pub fn replace_by_old_driver(&self) {
+        let other = Self::of_old_driver("");
+        fs::remove_file(self.library()).expect("the library is there");
+        fs::copy(other.library(), self.library()).expect("the other library's file");
+    }
+
+    /// How often this call was made since the state said `log_calls`; with `@N`, about GPU N.
+    pub fn calls(&self, call: &str) -> usize {
+        let log = fs::read_to_string(self.dir.path().join("calls")).unwrap_or_default();
+        let is_it = |line: &&str| match call.contains('@') {
+            true => *line == call,
+            false => line.split('@').next() == Some(call),
+        };
+        log.lines().filter(is_it).count()
+    }
+
     /// Waits until a call is inside a `hang`.
     pub async fn hanging(&self) {
         let mark = self.dir.path().join("hanging");

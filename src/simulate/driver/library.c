@@ -40,6 +40,8 @@
  *   lost N                        every call about GPU N answers 15
  *   unloaded                      every call answers 9, nvmlInit too
  *   mismatch                      every call answers 18, nvmlInit too
+ *   log_calls                     each call adds its name, with @N if it is about GPU N, as a line to the file
+ *                                 `calls` beside the library
  *
  * Built with -DOLD_DRIVER it lacks the calls that came after driver 470.
  *

@@ -131,6 +131,7 @@ static void parse_line(struct state *state, char *line) {
     if (strcmp(first, "unloaded") == 0) state->unloaded = 1;
     if (strcmp(first, "mismatch") == 0) state->mismatch = 1;
     if (strcmp(first, "lost_events") == 0) state->lost_events = 1;
+    if (strcmp(first, "log_calls") == 0) state->log_calls = 1;
     if (strcmp(first, "lost") == 0 && (gpu = small(word(&line), GPUS_MAX)) >= 0) state->lost[gpu] = 1;
     if (strcmp(first, "no_processes") == 0 && (gpu = small(word(&line), GPUS_MAX)) >= 0)
         state->no_processes[gpu] = 1;

@@ -79,7 +79,7 @@ struct state {
     struct rule *rules;
     int rule_count, rule_room;
     unsigned char lost[GPUS_MAX], no_processes[GPUS_MAX];
-    int unloaded, mismatch, lost_events;
+    int unloaded, mismatch, lost_events, log_calls;
 };
 
 #endif

@@ -69,6 +69,19 @@ static void hang(struct visit *visit, const char *call, int gpu) {
     if (atomic_fetch_sub(&hanging, 1) == 1) unlink(mark);
 }
 
+/* Each call is one write, so that those of two threads do not mix. */
+static void log_call(const char *call, int gpu) {
+    char path[4096], line[128];
+    beside("calls", path, sizeof path);
+    int length = gpu == NOBODY ? snprintf(line, sizeof line, "%s\n", call)
+                               : snprintf(line, sizeof line, "%s@%d\n", call, gpu);
+    int file = open(path, O_CREAT | O_WRONLY | O_APPEND | O_CLOEXEC, 0644);
+    if (file < 0) return;
+    ssize_t written = write(file, line, (size_t)length);
+    (void)written;
+    close(file);
+}
+
 /* What the state says about the call as a whole. */
 static answer verdict(const struct state *state, const char *call, int gpu) {
     long code;
@@ -82,6 +95,7 @@ static answer verdict(const struct state *state, const char *call, int gpu) {
 static answer enter(struct visit *visit, const char *call, int gpu) {
     long slow_us;
     if (!renew(visit)) return OUT_OF_MEMORY;
+    if (visit->state->log_calls) log_call(call, gpu);
     hang(visit, call, gpu);
     if (!visit->state) return OUT_OF_MEMORY;
     if (ordered(visit->state, VERB_slow, call, gpu, &slow_us) && slow_us > 0) {
