@@ -168,7 +168,8 @@ impl Daemon {
         inner.spawn(Arc::clone(&control).serve_socket(doors.control));
         inner.spawn(control.serve_admin(doors.admin));
         inner.spawn(trial::watch(Arc::clone(&parts.broker)));
-        inner.spawn(faulting::watch(Arc::clone(&parts.broker), gpus.subscribe(), None));
+        let (planes, events) = (gpus.subscribe(), gpus.take_events());
+        inner.spawn(faulting::watch(Arc::clone(&parts.broker), planes, events));
         inner.spawn(trust::watch::watch(Arc::clone(&parts.broker), make::find_files));
         let found = discoveries(&parts, Duration::ZERO);
         let mut found = std::pin::pin!(found);

@@ -38,6 +38,7 @@ pub struct Plan {
     relay: String,
     breaker: String,
     probe: String,
+    gpu: String,
     rows: String,
 }
 
@@ -70,6 +71,7 @@ impl Plan {
             relay: empty(),
             breaker: empty(),
             probe: "period_s = 5".to_owned(),
+            gpu: "enabled = false".to_owned(),
             rows: empty(),
         };
         plan.tenant("a", "tier = \"interactive\"")
@@ -111,6 +113,12 @@ impl Plan {
         Self { probe: probe.to_owned(), ..self }
     }
 
+    /// Lines of `[gpu]`; no GPU is read without them.
+    #[must_use]
+    pub fn gpu(self, gpu: &str) -> Self {
+        Self { gpu: gpu.to_owned(), ..self }
+    }
+
     /// One more tenant, whose key is [`key`] of its name.
     #[must_use]
     pub fn tenant(mut self, name: &str, rest: &str) -> Self {
@@ -145,11 +153,11 @@ impl Plan {
     }
 
     fn text(&self, folder: &TempDir) -> String {
-        let Self { listen, limits, queue, relay, breaker, probe, rows } = self;
+        let Self { listen, limits, queue, relay, breaker, probe, gpu, rows } = self;
         format!(
             "[listen]\ndata = \"127.0.0.1:0\"\nadmin = \"127.0.0.1:0\"\nsocket = \"{}/s\"\ndrain_limit_s = 5\n\
              {listen}\n[limits]\n{limits}\n[queue]\n{queue}\n[relay]\n{relay}\n[breaker]\n{breaker}\n\
-             [probe]\ndiscover = false\n{probe}\n[gpu]\nenabled = false\n[log]\nlevel = \"error\"\n{rows}",
+             [probe]\ndiscover = false\n{probe}\n[gpu]\n{gpu}\n[log]\nlevel = \"error\"\n{rows}",
             folder.path().display()
         )
     }

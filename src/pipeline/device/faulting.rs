@@ -188,10 +188,14 @@ impl Watch {
     fn stand(&mut self) {
         let drain = self.broker.live.load().settings.gpu.drain;
         for (id, server) in &mut self.servers {
-            let Some(ground) = self.faults.ground(&server.gpus) else { continue };
-            let footing = match drain {
-                true => Footing { stop: ground.stop, weight: ground.weight },
-                false => Footing::default(),
+            let ground = self.faults.ground(&server.gpus);
+            // Of GPUs that are not known nothing follows, but that what was said of them is over.
+            if ground.is_none() && !server.stopped {
+                continue;
+            }
+            let footing = match ground.filter(|_| drain) {
+                Some(ground) => Footing { stop: ground.stop, weight: ground.weight },
+                None => Footing::default(),
             };
             let (why, weight) = (footing.stop.clone(), footing.weight);
             if !self.broker.dispatch.set_footing(id, footing) {

@@ -322,3 +322,18 @@ async fn a_stopped_server_is_left_alone_until_its_gpus_are_well() {
     desk.seconds(1).await;
     assert!(desk.calls.load(Ordering::Relaxed) >= 2, "it is still to be tried");
 }
+
+/// A server once stayed stopped for ever when its card was taken out for good and called well.
+#[tokio::test(start_paused = true)]
+async fn a_card_that_is_gone_for_good_stops_nobody_once_it_is_cleared() {
+    let desk = Desk::new("").await;
+    desk.hold("three", &[1], &[]);
+    desk.round(2, 1);
+    desk.seconds(1).await;
+    sleep(Duration::from_secs(1)).await;
+    desk.round(1, 1);
+    desk.a_moment().await;
+    assert_eq!(desk.usable(), [true, true, false]);
+    assert!(desk.broker.devices.clear(gpu(1)).await);
+    assert_eq!(desk.usable(), [true, true, true]);
+}
