@@ -98,8 +98,8 @@ const CASES: [Case; 28] = [
     case("ECC, not correctable", Event("type=dbe"), Draining),
     case("fatal poison", Event("type=poison"), Draining),
     case("GPU unavailable", Event("type=unavailable"), Lost),
-    case("recovery action: reset", Keys("recovery=1"), Draining),
-    case("recovery action: reboot", Keys("recovery=2"), Draining),
+    seldom("recovery action: reset", Keys("recovery=1"), Draining),
+    seldom("recovery action: reboot", Keys("recovery=2"), Draining),
     seldom("row remap failed", Keys("rows_failed=1"), Draining),
     seldom("row remap pending", Keys("rows_pending=1"), Degraded),
     case("NVML: GPU is lost", Lines("lost 0\n"), Lost),
@@ -259,9 +259,12 @@ impl Node {
             sleep(PERIOD * 8).await;
         }
         let give_up = Instant::now() + PATIENCE;
-        let well = |node: &Self| node.condition() == Well && node.house.server("first").usable;
-        while !well(self) {
+        loop {
+            // Also where nothing shows: what is counted over many events begins anew with each run.
             self.house.broker.devices.clear(GpuId::from(FIRST)).await;
+            if self.condition() == Well && self.house.server("first").usable {
+                return;
+            }
             let health = self.house.broker.devices.health();
             assert!(Instant::now() < give_up, "never well again: {health:?}");
             sleep(Duration::from_millis(5)).await;
