@@ -3,7 +3,7 @@
 //! They read snapshots and never slow a request: few readers at a time, each with a short limit.
 
 use crate::{
-    ids::ServerId,
+    ids::{GpuId, ServerId},
     metrics,
     pipeline::{Broker, models},
     report::{self, Addresses},
@@ -44,6 +44,9 @@ const READERS_MAX: usize = 8;
 const READER_LIMIT: Duration = Duration::from_secs(2);
 /// How long one who wants a reload may take: models are loaded meanwhile.
 const RELOAD_LIMIT: Duration = Duration::from_secs(30);
+
+/// Where an operator calls a GPU well; its UUID follows.
+const CLEAR: &str = "/gpus/clear/";
 
 /// A wish to read the configuration anew, with the place for the answer: what changed, or every
 /// problem that kept it from changing anything.
@@ -163,21 +166,24 @@ impl Control {
             }
             _ if request.method() != Method::POST => match path {
                 "/reload" => wrong_method("POST"),
-                _ if path.starts_with("/drain/") || path.starts_with("/undrain/") => {
+                _ if ["/drain/", "/undrain/", CLEAR].iter().any(|own| path.starts_with(own)) => {
                     wrong_method("POST")
                 }
                 _ => text(
                     StatusCode::NOT_FOUND,
-                    "Here are GET /status, /gpus, /metrics, /healthz and POST /drain/SERVER, /undrain/SERVER, /reload.\n",
+                    "Here are GET /status, /gpus, /metrics, /healthz and POST /drain/SERVER, /undrain/SERVER, /gpus/clear/UUID, /reload.\n",
                 ),
             },
             "/reload" => self.reload().await,
+            _ if path.starts_with(CLEAR) => {
+                self.clear(path.strip_prefix(CLEAR).unwrap_or_default()).await
+            }
             _ => match (path.strip_prefix("/drain/"), path.strip_prefix("/undrain/")) {
                 (Some(server), _) => self.drain(server, true),
                 (_, Some(server)) => self.drain(server, false),
                 _ => text(
                     StatusCode::NOT_FOUND,
-                    "Here are POST /drain/SERVER, /undrain/SERVER, /reload.\n",
+                    "Here are POST /drain/SERVER, /undrain/SERVER, /gpus/clear/UUID, /reload.\n",
                 ),
             },
         }
@@ -239,6 +245,21 @@ impl Control {
             format!("Server '{id}' takes requests again.\n")
         };
         text(StatusCode::OK, &what)
+    }
+
+    /// An operator says that a GPU is well.
+    async fn clear(&self, gpu: &str) -> Response<Full<Bytes>> {
+        let id = GpuId::from(models::decoded(gpu));
+        if self.broker.devices.clear(id.clone()).await {
+            let what = format!(
+                "GPU {id} counts as well. What is still wrong with it comes back with the next readings.\n"
+            );
+            return text(StatusCode::OK, &what);
+        }
+        let known = self.broker.devices.health();
+        let names: Vec<&str> = known.iter().map(|health| health.gpu.as_str()).collect();
+        let what = format!("There is no GPU {id}. GPUs: {}.\n", names.join(", "));
+        text(StatusCode::NOT_FOUND, &what)
     }
 
     async fn reload(&self) -> Response<Full<Bytes>> {
@@ -303,7 +324,7 @@ mod tests {
     use crate::{
         admit::Admission,
         config,
-        pipeline::{Live, auth::Keys, count::Counters},
+        pipeline::{Live, auth::Keys, count::Counters, device},
     };
     use tokio::{
         io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex},
@@ -335,6 +356,21 @@ mod tests {
         );
         read.unwrap();
         (answer, begun.elapsed())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn only_a_gpu_that_exists_is_cleared_and_only_through_the_socket() {
+        let (control, _reloads) = control();
+        let clear = "POST /gpus/clear/GPU-1 HTTP/1.1\r\nhost: localhost\r\n\r\n";
+        let (answer, _) = exchange(&control, Door::Admin, clear).await;
+        assert!(answer.starts_with("HTTP/1.1 404") && !answer.contains("GPU-1"), "{answer}");
+        // No driver was ever read here.
+        let watched =
+            device::faulting::watch(Arc::clone(&control.broker), control.gpus.clone(), None);
+        let watched = tokio::time::timeout(Duration::from_millis(1), watched);
+        let (_, (answer, _)) = tokio::join!(watched, exchange(&control, Door::Socket, clear));
+        assert!(answer.starts_with("HTTP/1.1 404"), "{answer}");
+        assert!(answer.contains("There is no GPU GPU-1"), "{answer}");
     }
 
     #[test]

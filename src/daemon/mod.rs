@@ -171,6 +171,8 @@ impl Daemon {
         inner.spawn(trial::watch(Arc::clone(&parts.broker)));
         inner.spawn(device::hanging::watch(Arc::clone(&parts.broker), gpus.subscribe()));
         inner.spawn(device::memory::watch(Arc::clone(&parts.broker), gpus.subscribe()));
+        let (planes, events) = (gpus.subscribe(), gpus.take_events());
+        inner.spawn(device::faulting::watch(Arc::clone(&parts.broker), planes, events));
         inner.spawn(trust::watch::watch(Arc::clone(&parts.broker), make::find_files));
         inner.spawn(device::holding::watch(
             Arc::clone(&parts.broker),

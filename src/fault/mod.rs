@@ -1,4 +1,26 @@
 //! What a card's faults mean: a state for each GPU, with reasons and what the operator must do.
+//!
+//! [`Faults`] holds a machine for each card and MIG device. Events and readings become findings, each with
+//! a cause, the state that it asks for, and its own end; the gravest finding is the card's state. It gets
+//! worse at once and better only after a calm, so that nothing flaps. Nothing here asks the clock, the driver
+//! or a server.
+
+mod finding;
+mod machine;
+mod node;
+mod reading;
+mod sign;
+mod told;
+pub mod xid;
+
+#[cfg(test)]
+mod machine_tests;
+#[cfg(test)]
+mod property_tests;
+#[cfg(test)]
+mod reading_tests;
+
+pub use node::{Change, Faults, Ground, Heard};
 
 use crate::ids::GpuId;
 use serde::Serialize;
@@ -23,6 +45,29 @@ pub enum Condition {
     Unknown,
 }
 
+impl Condition {
+    /// All of them, from well to gone.
+    pub const ALL: [Self; 6] =
+        [Self::Ok, Self::Degraded, Self::Suspect, Self::Draining, Self::Lost, Self::Unknown];
+
+    /// The state's name in metrics, status and logs.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::Degraded => "degraded",
+            Self::Suspect => "suspect",
+            Self::Draining => "draining",
+            Self::Lost => "lost",
+            Self::Unknown => "unknown",
+        }
+    }
+
+    /// Nothing new goes to the servers of a card like this.
+    pub const fn stops(self) -> bool {
+        matches!(self, Self::Draining | Self::Lost)
+    }
+}
+
 /// What the operator must do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(rename_all = "snake_case")]
@@ -35,6 +80,32 @@ pub enum Needs {
     RebootHost,
     /// Have it looked at, or replaced.
     Service,
+}
+
+impl Needs {
+    /// All of them.
+    pub const ALL: [Self; 4] =
+        [Self::RestartServer, Self::ResetGpu, Self::RebootHost, Self::Service];
+
+    /// The name in metrics and status.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::RestartServer => "restart_server",
+            Self::ResetGpu => "reset_gpu",
+            Self::RebootHost => "reboot_host",
+            Self::Service => "service",
+        }
+    }
+
+    /// The same as an order.
+    pub const fn order(self) -> &'static str {
+        match self {
+            Self::RestartServer => "restart the server",
+            Self::ResetGpu => "reset the GPU",
+            Self::RebootHost => "reboot the host",
+            Self::Service => "have the GPU serviced",
+        }
+    }
 }
 
 /// How one GPU is.

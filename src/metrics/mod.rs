@@ -62,6 +62,7 @@ macro_rules! histograms {
 mod cards;
 mod counting;
 mod energy;
+mod faults;
 mod gauges;
 mod holding;
 mod hung;
@@ -75,6 +76,7 @@ pub use older::older_text;
 use cards::Cards;
 use counting::Counting;
 use energy::Energy;
+use faults::Faults;
 use holding::Holding;
 use hung::Hangs;
 use memory::Memory;
@@ -197,6 +199,7 @@ pub struct Metrics {
     hangs: Hangs,
     memory: Memory,
     holding: Holding,
+    faults: Faults,
     failures: Family<ServerCause, Counter>,
     server_up: Family<ServerLabel, IntGauge>,
     server_usable: Family<ServerLabel, IntGauge>,
@@ -274,6 +277,7 @@ impl Metrics {
             hangs: Hangs::new(&mut r),
             memory: Memory::new(&mut r),
             holding: Holding::new(&mut r),
+            faults: Faults::new(&mut r),
             failures: family!(r, "server_failures", "Attempts that a server failed, by cause"),
             server_up: family!(r, "server_up", "1 when the server's own health says it is ready"),
             server_usable: family!(
@@ -426,6 +430,7 @@ impl Metrics {
         self.counting.set_states(counts.iter());
         self.set_gpus(gpus);
         self.holding.set();
+        self.faults.set();
         let mut text = String::with_capacity(16 * 1024);
         // Writing to a string cannot fail.
         let _ = encode_registry(&mut text, &self.registry);

@@ -26,6 +26,7 @@ mod faults;
 mod floors;
 mod gpu;
 mod gpu_events;
+mod gpu_faults;
 mod gpu_fields;
 mod gpu_hang;
 mod gpu_mig;

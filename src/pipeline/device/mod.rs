@@ -3,6 +3,9 @@
 //! Each subject is a task of its own that reads snapshots and tells the dispatch; what it found out is
 //! published here for the others and for operators.
 
+pub mod faulting;
+#[cfg(test)]
+mod faulting_tests;
 pub mod hanging;
 pub mod holding;
 pub mod memory;
@@ -12,8 +15,9 @@ pub mod working;
 
 pub use offers::Offer;
 
-use crate::{energy::CardView, fault::GpuHealth, holding::Holdings};
+use crate::{energy::CardView, fault::GpuHealth, holding::Holdings, ids::GpuId};
 use arc_swap::ArcSwap;
+use faulting::Clearing;
 use std::sync::Arc;
 use tokio::sync::watch;
 
@@ -24,6 +28,7 @@ pub struct Devices {
     health: ArcSwap<Vec<GpuHealth>>,
     metered: ArcSwap<Vec<CardView>>,
     offers: watch::Sender<Arc<Vec<Offer>>>,
+    clearing: Clearing,
 }
 
 impl Devices {
@@ -76,5 +81,12 @@ impl Devices {
             }
             changed
         });
+    }
+
+    /// An operator says that a GPU is well. False if there is no such GPU, or nobody watches them.
+    ///
+    /// Dropping the future changes nothing; the GPU may have been cleared already.
+    pub async fn clear(&self, gpu: GpuId) -> bool {
+        self.clearing.ask(gpu).await
     }
 }

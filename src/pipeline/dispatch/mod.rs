@@ -4,6 +4,7 @@
 //! itself in passing. Otherwise it waits, and whoever gives room back hands out the next turns on the
 //! spot, so no task stands between a free server and the next request.
 
+mod footing;
 mod guard;
 mod hang;
 mod pulse;
@@ -215,6 +216,7 @@ impl Dispatch {
                 .map_or_else(|| Arc::new(Pulse::new(now)), |berth| Arc::clone(&berth.pulse)),
             busy_since: before.and_then(|berth| berth.busy_since),
             hung: None,
+            suspect: false,
             leaving: false,
         };
         berth.pulse.hear(now);
@@ -264,18 +266,6 @@ impl Dispatch {
         true
     }
 
-    /// What the devices under a server say. False if that is nothing new, or there is no such server.
-    pub fn set_footing(&self, id: &ServerId, footing: Footing) -> bool {
-        let mut state = self.lock();
-        let Some(berth) = state.berths.get_mut(id) else { return false };
-        if berth.footing == footing {
-            return false;
-        }
-        berth.footing = footing;
-        self.refresh(&mut state);
-        true
-    }
-
     /// Tells the breaker what became of a call or a trial. True when that changed the breaker.
     pub fn report(&self, id: &ServerId, outcome: Outcome, now: Instant) -> bool {
         let mut state = self.lock();
@@ -284,6 +274,7 @@ impl Dispatch {
         let changed = match outcome {
             Outcome::Answered => {
                 berth.hung = None;
+                berth.suspect = false;
                 berth.busy_until.take().is_some() | berth.breaker.success()
             }
             Outcome::Unjudged => false,
@@ -305,13 +296,14 @@ impl Dispatch {
         changed
     }
 
-    /// Servers whose breakers want a trial now, with a model to try.
+    /// Servers that want a trial now, with a model to try: their breaker is open, or they are suspect.
     pub fn trials_due(&self, now: Instant) -> Vec<(Arc<dyn ModelServer>, ModelName)> {
         let state = self.lock();
         let due = state.berths.values().filter(|berth| {
             !berth.leaving
                 && !berth.drained
-                && berth.breaker.next_trial().is_some_and(|trial| trial <= now)
+                && berth.footing.stop.is_none()
+                && berth.breaker.next_trial().map_or(berth.suspect, |trial| trial <= now)
         });
         due.filter_map(|berth| {
             let model = berth.state.models.first()?.name.clone();

@@ -59,6 +59,8 @@ pub(super) struct Berth {
     /// Since when it has had requests without a break.
     pub(super) busy_since: Option<Instant>,
     pub(super) hung: Option<Hung>,
+    /// It is to be tried although its breaker is closed.
+    pub(super) suspect: bool,
     /// No longer configured; goes when its last request has ended.
     pub(super) leaving: bool,
 }

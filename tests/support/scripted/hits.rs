@@ -21,6 +21,7 @@ pub struct Hits {
     most_open: AtomicU64,
     aborts: Mutex<Vec<Abort>>,
     seen: Mutex<Vec<Seen>>,
+    newest: Mutex<Option<Instant>>,
     changed: watch::Sender<()>,
 }
 
@@ -80,6 +81,11 @@ impl Hits {
         self.seen.lock().unwrap().clone()
     }
 
+    /// When the newest generating request had come whole.
+    pub fn newest(&self) -> Option<Instant> {
+        *self.newest.lock().unwrap()
+    }
+
     /// Waits until `condition` holds; it is asked again after every change.
     pub async fn until(&self, condition: impl Fn(&Self) -> bool) {
         let mut changes = self.changed.subscribe();
@@ -105,6 +111,7 @@ impl<'a> Open<'a> {
         hits.requests.fetch_add(1, SeqCst);
         let open = hits.open.fetch_add(1, SeqCst) + 1;
         hits.most_open.fetch_max(open, SeqCst);
+        *hits.newest.lock().unwrap() = Some(Instant::now());
         let mut list = hits.seen.lock().unwrap();
         if list.len() < SEEN_MAX {
             list.push(seen);
