@@ -94,6 +94,8 @@ pub const TOKENS_SEARCH: bool = true;
 pub const GPU_ENABLED: bool = true;
 /// Time between rounds of GPU readings.
 pub const GPU_PERIOD: Duration = s(1);
+/// Time between readings of utilisation, power and energy: a lost card is noticed within it.
+pub const GPU_FAST_PERIOD: Duration = Duration::from_millis(250);
 /// Readings of GPUs older than this are unknown: five missed rounds.
 pub const GPU_STALE_AFTER: Duration = s(5);
 /// Sick cards take their servers out.

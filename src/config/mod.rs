@@ -192,7 +192,7 @@ impl Default for Gpu {
             enabled: defaults::GPU_ENABLED,
             nvml_library: None,
             period: defaults::GPU_PERIOD,
-            fast_period: Duration::ZERO,
+            fast_period: defaults::GPU_FAST_PERIOD,
             stale_after: defaults::GPU_STALE_AFTER,
             drain: defaults::GPU_DRAIN,
             hung_after: defaults::HUNG_AFTER,

@@ -8,7 +8,6 @@ use super::{
 use std::{
     net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
-    time::Duration,
 };
 
 /// Longest path of a Unix socket: `sun_path` has 108 bytes, one of them the end mark.
@@ -182,7 +181,7 @@ pub(super) fn gpu(section: &mut Section<'_>) -> Gpu {
         enabled: section.flag("enabled", defaults::GPU_ENABLED),
         nvml_library: section.text("nvml_library").map(|found| PathBuf::from(found.text)),
         period: section.seconds("period_s", defaults::GPU_PERIOD, 0.1..=3600.0),
-        fast_period: section.seconds("fast_period_s", Duration::ZERO, 0.0..=3600.0),
+        fast_period: section.seconds("fast_period_s", defaults::GPU_FAST_PERIOD, 0.0..=3600.0),
         stale_after: section.seconds("stale_after_s", defaults::GPU_STALE_AFTER, 0.1..=DAY_S),
         drain: section.flag("drain", defaults::GPU_DRAIN),
         hung_after: section.seconds("hung_after_s", defaults::HUNG_AFTER, 0.0..=DAY_S),

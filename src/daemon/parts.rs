@@ -256,15 +256,24 @@ pub(super) fn named(config: &config::Server) -> impl Iterator<Item = ModelName> 
     config.models.iter().cloned().chain(own)
 }
 
+/// Of `[gpu]` only what the GPU thread was started with; the rest is read anew for each decision.
+fn gpu_restart_keys(before: &config::Gpu, after: &config::Gpu) -> Vec<&'static str> {
+    let changed = [
+        ("gpu.enabled", before.enabled != after.enabled),
+        ("gpu.nvml_library", before.nvml_library != after.nvml_library),
+        ("gpu.period_s", before.period != after.period),
+        ("gpu.fast_period_s", before.fast_period != after.fast_period),
+    ];
+    changed.into_iter().filter(|(_, changed)| *changed).map(|(key, _)| key).collect()
+}
+
 /// Settings that only take effect at start.
 fn restart_keys(before: &Settings, after: &Settings) -> Vec<&'static str> {
     let mut keys = Vec::new();
     if before.listen != after.listen {
         keys.push("listen");
     }
-    if before.gpu != after.gpu {
-        keys.push("gpu");
-    }
+    keys.extend(gpu_restart_keys(&before.gpu, &after.gpu));
     if before.threads != after.threads {
         keys.push("threads");
     }

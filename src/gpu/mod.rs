@@ -33,12 +33,22 @@ pub trait Probe: Send {
     /// [`GpuPlane::NoDriver`] the next call starts anew.
     fn read(&mut self) -> GpuPlane;
 
-    /// The last round with utilisation, power and energy read again; its `read_at` stays. `None` where that
-    /// cannot be.
-    fn meter(&mut self, last: &DriverState) -> Option<DriverState> {
+    /// The last round with utilisation, power and energy read again; its `read_at` stays.
+    fn meter(&mut self, last: &DriverState) -> Meters {
         let _ = last;
-        None
+        Meters::Absent
     }
+}
+
+/// What came of a reading between rounds.
+#[derive(Debug)]
+pub enum Meters {
+    /// The last round, with what was read again.
+    Read(DriverState),
+    /// A card that answered does not any more, or the number of cards is another: a whole round tells.
+    Changed,
+    /// Nothing can be read between rounds.
+    Absent,
 }
 
 /// The GPU thread could not be started. Nothing was left behind; trying again is safe.

@@ -1,7 +1,7 @@
 //! The GPU thread's life: rounds, what is read between them, retries, and what it publishes.
 
 use super::{
-    Probe,
+    Meters, Probe,
     bell::{Bell, Woken},
 };
 use crate::snapshot::{DriverState, GpuPlane};
@@ -86,11 +86,13 @@ pub(super) fn sample(mut probe: impl Probe, pace: Pace, publisher: &Publisher, b
         log_change(&publisher.last(), &plane);
         publisher.publish(plane);
         let between = || {
-            if let GpuPlane::Driver(last) = &*publisher.last()
-                && let Some(state) = probe.meter(last)
-            {
-                publisher.publish(GpuPlane::Driver(state));
+            let GpuPlane::Driver(last) = &*publisher.last() else { return Seen::Same };
+            match probe.meter(last) {
+                Meters::Read(state) => publisher.publish(GpuPlane::Driver(state)),
+                Meters::Changed => return Seen::Change,
+                Meters::Absent => {}
             }
+            Seen::Same
         };
         if !rest(wait, fast, bell, between) {
             return;
@@ -98,8 +100,23 @@ pub(super) fn sample(mut probe: impl Probe, pace: Pace, publisher: &Publisher, b
     }
 }
 
-/// The time between two rounds, with `between` every `fast`. False when it is time to end.
-fn rest(wait: Duration, fast: Option<Duration>, bell: &Bell, mut between: impl FnMut()) -> bool {
+/// What a reading between rounds saw.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Seen {
+    /// Nothing that a whole round would have to tell.
+    Same,
+    /// Something that a whole round must tell.
+    Change,
+}
+
+/// The time between two rounds, with `between` every `fast`. A change that it sees shortens the rest, as an
+/// event does. False when it is time to end.
+fn rest(
+    wait: Duration,
+    fast: Option<Duration>,
+    bell: &Bell,
+    mut between: impl FnMut() -> Seen,
+) -> bool {
     let began = Instant::now();
     let mut until = began + wait;
     loop {
@@ -110,7 +127,11 @@ fn rest(wait: Duration, fast: Option<Duration>, bell: &Bell, mut between: impl F
         match bell.wait(fast.map_or(left, |fast| fast.min(left))) {
             Woken::Stop => return false,
             Woken::Look => until = until.min(began + LOOK_LEAST),
-            Woken::Time if Instant::now() < until => between(),
+            Woken::Time if Instant::now() < until => {
+                if between() == Seen::Change {
+                    until = until.min(began + LOOK_LEAST);
+                }
+            }
             Woken::Time => {}
         }
     }
@@ -167,7 +188,7 @@ mod tests {
         let bell = Bell::default();
         let began = Instant::now();
         bell.look();
-        assert!(rest(LONG, None, &bell, || {}));
+        assert!(rest(LONG, None, &bell, || Seen::Same));
         assert!(began.elapsed() >= LOOK_LEAST);
         assert!(began.elapsed() < LONG);
     }
@@ -183,7 +204,16 @@ mod tests {
             if readings == 3 {
                 bell.look();
             }
+            Seen::Same
         }));
         assert!(readings >= 1);
+    }
+
+    #[test]
+    fn a_change_between_rounds_brings_the_next_round_forward() {
+        let began = Instant::now();
+        assert!(rest(LONG, Some(PERIOD_LEAST), &Bell::default(), || Seen::Change));
+        assert!(began.elapsed() >= LOOK_LEAST);
+        assert!(began.elapsed() < LONG);
     }
 }

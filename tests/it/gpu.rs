@@ -8,7 +8,8 @@ use crate::support::{
     plane::{LIMIT, PERIOD, driver, no_driver, start, wait_for},
 };
 use berthd::{
-    snapshot::{DriverState, GpuPlane, GpuProcess},
+    config, gpu,
+    snapshot::{Answering, DriverState, GpuPlane, GpuProcess},
     units::Bytes,
 };
 use tokio::time::{Instant, timeout};
@@ -180,6 +181,31 @@ async fn a_lost_card_keeps_its_name_and_the_other_its_readings() {
     let back =
         |plane: &GpuPlane| driver(plane).filter(|state| state.gpus[0].memory_total.is_some());
     assert_eq!(wait_for(&mut plane, back).await.gpus[0].temperature_c, Some(63));
+}
+
+/// With a minute between rounds nothing but a reading between them can have noticed.
+#[tokio::test]
+async fn a_card_that_is_lost_or_gone_between_rounds_brings_the_next_one_forward() {
+    let fake = FakeNvml::new(TWO_CARDS);
+    let settings = config::Gpu {
+        period: LIMIT * 3,
+        fast_period: PERIOD,
+        ..crate::support::plane::settings(fake.library())
+    };
+    let gpus = gpu::start(&settings).expect("a thread");
+    let mut plane = gpus.subscribe();
+    wait_for(&mut plane, driver).await;
+
+    fake.set(&format!("{TWO_CARDS}return *@0=15\n"));
+    let lost = |plane: &GpuPlane| {
+        driver(plane).filter(|state| matches!(state.gpus[0].answering, Answering::Lost(_)))
+    };
+    let state = wait_for(&mut plane, lost).await;
+    assert_eq!(state.gpus[1].answering, Answering::Yes);
+
+    let one_card = TWO_CARDS.lines().take(3).fold(String::new(), |all, line| all + line + "\n");
+    fake.set(&one_card);
+    wait_for(&mut plane, |plane| driver(plane).filter(|state| state.gpus.len() == 1)).await;
 }
 
 #[tokio::test]

@@ -133,7 +133,7 @@ const SECOND: &str = "GPU-second";
 
 fn cards(keys: &str, listed: bool) -> String {
     let card =
-        "mem_total=1000 mem_used=10 mem_free=990 util=50 temp=50 rows_correctable=0 recovery=0";
+        "mem_total=1000 mem_used=10 mem_free=990 util=50 mem_util=5 temp=50 rows_correctable=0 recovery=0";
     let mut text = "driver=1\nnvml=1\n".to_owned();
     let names: &[(&str, &str)] =
         if listed { &[(FIRST, keys), (SECOND, "")] } else { &[(SECOND, "")] };
@@ -150,15 +150,16 @@ fn cards(keys: &str, listed: bool) -> String {
 }
 
 impl Node {
+    /// A node that is read more often than by default, so that slow readings come soon.
     async fn new() -> Self {
+        Self::paced(&format!("period_s = {}\nstale_after_s = 0.5", PERIOD.as_secs_f64())).await
+    }
+
+    async fn paced(pace: &str) -> Self {
         let fake = FakeNvml::new(&cards("", true));
         let (first, second) =
             (Scripted::start(Behaviour::ok()).await, Scripted::start(Behaviour::ok()).await);
-        let gpu = format!(
-            "nvml_library = {:?}\nperiod_s = {}\nstale_after_s = 0.5",
-            fake.library().display().to_string(),
-            PERIOD.as_secs_f64()
-        );
+        let gpu = format!("nvml_library = {:?}\n{pace}", fake.library().display().to_string());
         let plan = Plan::new()
             .gpu(&gpu)
             .server("first", first.addr, &format!("gpus = [\"{FIRST}\"]"))
@@ -355,6 +356,35 @@ async fn each_fault_has_its_state_and_stops_placements_in_time() {
         ended.unwrap();
     }
     assert_eq!(node.failed.load(SeqCst), 0, "of {} requests", node.answered.load(SeqCst));
+    node.house.close().await;
+}
+
+/// What no event tells is seen by a reading, and soon enough as a node is read by default.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_card_that_is_lost_or_gone_stops_its_servers_in_time_at_the_default_pace() {
+    let mut node = Node::paced("").await;
+    node.flow();
+    for case in [
+        case("default pace: GPU is lost", Lines("lost 0\n"), Lost),
+        case("default pace: one card fewer", NotListed, Lost),
+    ] {
+        let mut worst = Duration::ZERO;
+        for _ in 0..runs() {
+            worst = worst.max(node.stops(&case).await);
+            node.mend(case.fault).await;
+        }
+        println!(
+            "{}: last request after {:.0} ms, {} runs",
+            case.name,
+            worst.as_secs_f64() * 1e3,
+            runs()
+        );
+        assert!(worst < BOUND, "{}: {worst:?}", case.name);
+    }
+    node.over.store(true, SeqCst);
+    while let Some(ended) = node.callers.join_next().await {
+        ended.unwrap();
+    }
     node.house.close().await;
 }
 

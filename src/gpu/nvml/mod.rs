@@ -3,7 +3,7 @@
 //! Nothing here waits for longer than the driver does, retries or publishes; what a reading means is decided
 //! elsewhere.
 
-use super::Probe;
+use super::{Meters, Probe};
 use crate::snapshot::{DriverState, GpuPlane};
 use events::{Listening, Sink};
 use nvml_wrapper::error::NvmlError;
@@ -158,8 +158,8 @@ impl Probe for NvmlProbe {
         }
     }
 
-    fn meter(&mut self, last: &DriverState) -> Option<DriverState> {
-        self.session.as_mut().map(|session| session.meter(last))
+    fn meter(&mut self, last: &DriverState) -> Meters {
+        self.session.as_mut().map_or(Meters::Absent, |session| session.meter(last))
     }
 }
 

@@ -4,7 +4,10 @@ use super::{
     card::Card,
     errors::{Fault, is_lost},
 };
-use crate::snapshot::DriverState;
+use crate::{
+    gpu::Meters,
+    snapshot::{Answering, DriverState, GpuState},
+};
 use nvml_wrapper::{Nvml, error::NvmlError};
 use std::{path::Path, sync::Arc};
 use tokio::time::Instant;
@@ -97,19 +100,22 @@ impl Session {
         returned
     }
 
-    /// The last round with utilisation, power and energy read again. A card that does not answer keeps what
-    /// it had: what that means is for the next whole round.
-    pub(super) fn meter(&mut self, last: &DriverState) -> DriverState {
+    /// The last round with utilisation, power and energy read again. What it means that a card fails now is
+    /// for a whole round to say; one that failed in the last round is not asked between rounds, since each
+    /// call to it may take long.
+    pub(super) fn meter(&mut self, last: &DriverState) -> Meters {
+        let listed = self.cards.as_ref().map(Vec::len);
+        if self.nvml.device_count().ok().map(|count| count.min(CARDS_MAX) as usize) != listed {
+            return Meters::Changed;
+        }
         let mut state = last.clone();
         for card in self.cards.iter_mut().flatten() {
-            if let Some(gpu) = state.gpus.iter_mut().find(|gpu| card.is(gpu)) {
-                // Replaced only as a whole, so that no reading is mixed with none.
-                let mut next = gpu.clone();
-                if card.meter(&self.nvml, &mut next).is_ok() {
-                    *gpu = next;
-                }
+            let answers = |gpu: &&mut GpuState| card.is(gpu) && gpu.answering == Answering::Yes;
+            let Some(gpu) = state.gpus.iter_mut().find(answers) else { continue };
+            if card.meter(&self.nvml, gpu).is_err() {
+                return Meters::Changed;
             }
         }
-        state
+        Meters::Read(state)
     }
 }
