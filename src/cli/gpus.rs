@@ -1,9 +1,11 @@
-//! `berthd gpus`: every reading of every card, who holds its memory, and what is wrong with it.
+//! `berthd gpus`: every reading of every card, who holds its memory, and what is wrong with it; from the daemon,
+//! or from the driver itself.
 
 use super::{Failure, client, one_thread, operate::Socket, print, table};
+use crate::{config, gpu, report};
 use http::Method;
 use serde_json::Value;
-use std::time::Duration;
+use std::{path::PathBuf, time::Duration};
 
 /// `berthd gpus`
 #[derive(Debug, clap::Args)]
@@ -16,6 +18,12 @@ pub struct Options {
     /// Print again every so many seconds, until stopped.
     #[arg(long, short, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "1", require_equals = true)]
     watch: Option<f64>,
+    /// Ask the driver itself, without a daemon: the readings alone.
+    #[arg(long, conflicts_with_all = ["clear", "socket"])]
+    direct: bool,
+    /// The NVML library that --direct asks [default: the one that the system finds]
+    #[arg(long, value_name = "FILE", requires = "direct")]
+    nvml_library: Option<PathBuf>,
     /// Declare a card mended, by its UUID: what is held against it is forgotten.
     #[arg(long, value_name = "UUID", conflicts_with_all = ["watch", "json"])]
     clear: Option<String>,
@@ -56,6 +64,12 @@ pub fn run(options: &Options) -> Result<(), Failure> {
 }
 
 async fn ask(options: &Options) -> Result<Value, Failure> {
+    if options.direct {
+        // In place: there is nothing else for this process to do, and a driver that hangs is what it shows.
+        let plane = gpu::read_once(options.nvml_library.clone());
+        let readings = report::gpus::readings(&plane, &config::Gpu::default());
+        return serde_json::to_value(&readings).map_err(Failure::internal);
+    }
     let socket = &options.socket.socket;
     let (status, body) = client::ask(socket, Method::GET, "/gpus").await?;
     if !status.is_success() {

@@ -465,6 +465,13 @@ async fn a_gpu_is_shown_and_losing_the_driver_costs_no_request() {
     let gpus: Value = serde_json::from_str(&out).unwrap();
     assert_eq!((code, &gpus["list"][0]["memory_free_bytes"]), (0, &json!(51_436_847_104_u64)));
 
+    let library = fake.library().display().to_string();
+    let direct = ["gpus", "--direct", "--json", "--nvml-library", &library];
+    let (code, out, _) = told(&run(&direct).await);
+    let alone: Value = serde_json::from_str(&out).unwrap();
+    assert_eq!((code, &alone["list"][0]["memory_free_bytes"]), (0, &json!(51_436_847_104_u64)));
+    assert_eq!(alone["list"][0]["processes"][0]["pid"], 4100);
+
     // The driver goes away under the daemon.
     fake.set("return nvmlInit_v2=9\nreturn *=15\nreturn *@0=15\nreturn nvmlSystemGetDriverVersion=15\nreturn nvmlDeviceGetCount_v2=15\n");
     let why = daemon
