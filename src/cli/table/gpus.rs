@@ -1,7 +1,7 @@
 //! The GPU part of the report: one table for the status, one block for each card where they are all that
 //! is asked for.
 
-use super::{Table, gib, list, show, shown, span, text, whole};
+use super::{Table, gib, list, sentence, show, shown, span, text, whole};
 use serde_json::Value;
 use std::fmt::Write;
 
@@ -24,7 +24,7 @@ fn trouble(gpu: &Value) -> Option<String> {
     }
     let mut line = format!("{}: {}", name(gpu), condition.to_uppercase());
     if let Some(reason) = list(gpu, "reasons").first().and_then(Value::as_str) {
-        let _ = write!(line, ": {}", shown_long(reason));
+        let _ = write!(line, ": {}", sentence(reason));
     }
     if let Some(needs) = needs(gpu) {
         let _ = write!(line, "; NEEDS {needs}");
@@ -52,11 +52,6 @@ fn needs(gpu: &Value) -> Option<&'static str> {
     }
 }
 
-/// A reason may be a sentence; it is cut only where it would fill the screen.
-fn shown_long(text: &str) -> String {
-    text.chars().take(200).map(|letter| if letter.is_control() { '?' } else { letter }).collect()
-}
-
 fn servers(gpu: &Value) -> String {
     let names: Vec<&str> = list(gpu, "servers").iter().filter_map(Value::as_str).collect();
     names.join(", ")
@@ -77,7 +72,7 @@ fn heading(gpus: &Value) -> (String, bool) {
             let driver = shown(text(gpus, "driver_version"));
             (format!("driver {driver}, READINGS {} OLD", span(age)), true)
         }
-        _ => (shown_long(text(gpus, "why")), false),
+        _ => (sentence(text(gpus, "why")), false),
     }
 }
 
@@ -199,7 +194,7 @@ fn block(gpu: &Value, out: &mut String) {
         shown(gpu.get("pci_bus_id").and_then(Value::as_str).unwrap_or("")),
     );
     for reason in list(gpu, "reasons").iter().filter_map(Value::as_str) {
-        let _ = writeln!(out, "  !! {}", shown_long(reason));
+        let _ = writeln!(out, "  !! {}", sentence(reason));
     }
     if let Some(needs) = needs(gpu) {
         let _ = writeln!(out, "  !! needs {needs}");

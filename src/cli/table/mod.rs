@@ -61,6 +61,20 @@ fn shown(text: &str) -> String {
     shown
 }
 
+/// A text from outside that may be a sentence: cut only where it would fill the screen.
+fn sentence(text: &str) -> String {
+    text.split_whitespace().map(shown).fold(String::new(), |mut line, word| {
+        if line.chars().count() < SENTENCE_MAX {
+            line.push_str(if line.is_empty() { "" } else { " " });
+            line.push_str(&word);
+        }
+        line
+    })
+}
+
+/// Longest sentence, but for its last word.
+const SENTENCE_MAX: usize = 240;
+
 fn text<'a>(value: &'a Value, key: &str) -> &'a str {
     value.get(key).and_then(Value::as_str).unwrap_or("-")
 }
@@ -147,14 +161,13 @@ pub fn status(report: &Value) -> String {
 }
 
 fn troubles(report: &Value) -> Vec<String> {
-    let mut troubles: Vec<String> = list(report, "servers")
-        .iter()
-        .filter_map(|server| {
-            let (state, trouble) = server_state(server);
-            trouble.then(|| format!("server {}: {}", shown(text(server, "name")), shown(&state)))
-        })
-        .collect();
-    troubles.extend(gpus::troubles(report));
+    // A sick card stands before the servers that it takes down.
+    let mut troubles = gpus::troubles(report);
+    troubles.extend(list(report, "servers").iter().filter_map(|server| {
+        let (state, trouble) = server_state(server);
+        let line = || format!("server {}: {}", shown(text(server, "name")), sentence(&state));
+        trouble.then(line)
+    }));
     troubles.extend(list(report, "models").iter().flat_map(miscounted));
     let usable =
         list(report, "servers").iter().any(|s| s.get("usable") == Some(&Value::Bool(true)));
