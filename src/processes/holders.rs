@@ -7,8 +7,10 @@ use super::{Wanted, sockets};
 use crate::snapshot::{Listener, ProcessTable};
 use std::{
     collections::{BTreeSet, HashMap, HashSet},
-    fs, io,
+    fs::{self, File},
+    io::{self, Read},
     net::SocketAddr,
+    os::unix::fs::MetadataExt,
     path::Path,
     time::Duration,
 };
@@ -33,7 +35,7 @@ const CLOSE_EVERY: Duration = Duration::from_secs(10);
 const FORWARDER: &str = "docker-proxy";
 
 /// Most bytes of a forwarder's arguments.
-const ARGUMENTS_MAX: usize = 4096;
+const ARGUMENTS_MAX: u64 = 4096;
 
 /// What is remembered between readings.
 #[derive(Debug, Default)]
@@ -58,8 +60,16 @@ struct Search<'a> {
     files_left: usize,
     denied: bool,
     found: HashMap<u64, Vec<u32>>,
-    /// Published ports that a forwarder carries on.
-    forwards: HashMap<u16, SocketAddr>,
+    /// Published ports that forwarders carry on.
+    forwards: HashMap<u16, Vec<Forward>>,
+}
+
+/// What one process says about a port that it forwards. Anybody may call a program so and give it such
+/// arguments.
+struct Forward {
+    pid: u32,
+    user: u32,
+    to: SocketAddr,
 }
 
 impl Holders {
@@ -171,10 +181,14 @@ impl Holders {
                 }
             }
             // A forwarder is root's: who it is cannot be seen by the socket, but its arguments can.
-            if listener.network.is_none()
-                && let Some(to) = search.forwards.get(&listener.port)
-            {
-                self.forwards.insert(listener.inode, *to);
+            let told = search.forwards.get(&listener.port).filter(|_| listener.network.is_none());
+            let holders = self.known.get(&listener.inode);
+            let is_its = |one: &&Forward| {
+                one.user == listener.user
+                    && holders.is_none_or(|all| all.iter().any(|(pid, _)| *pid == one.pid))
+            };
+            if let Some(forward) = told.into_iter().flatten().rfind(is_its) {
+                self.forwards.insert(listener.inode, forward.to);
             }
         }
     }
@@ -239,11 +253,15 @@ impl<'a> Search<'a> {
         let folder = self.root.join(pid.to_string());
         let named = fs::read_to_string(folder.join("comm"));
         if named.is_ok_and(|name| name.trim_end() == FORWARDER)
-            && let Ok(arguments) = fs::read(folder.join("cmdline"))
-            && let Some(arguments) = arguments.get(..arguments.len().min(ARGUMENTS_MAX))
-            && let Some((port, to)) = sockets::forwarded(arguments)
+            && let Ok(user) = fs::metadata(&folder).map(|folder| folder.uid())
+            && let Ok(arguments) = File::open(folder.join("cmdline"))
         {
-            self.forwards.insert(port, to);
+            let mut text = Vec::new();
+            // What was read before an error is too little to be understood.
+            let _ = arguments.take(ARGUMENTS_MAX).read_to_end(&mut text);
+            if let Some((port, to)) = sockets::forwarded(&text) {
+                self.forwards.entry(port).or_default().push(Forward { pid, user, to });
+            }
         }
     }
 }
