@@ -28,6 +28,10 @@ const AGAIN_FIRST: Duration = Duration::from_secs(2);
 /// The longest such pause. Whoever may not be looked into now will hardly ever be.
 const AGAIN_MOST: Duration = Duration::from_secs(60);
 
+/// After a search none follows for so many times as long as it took, whoever opens sockets meanwhile: on a host
+/// of many processes it takes seconds.
+const REST: u32 = 20;
+
 /// How often the open files of GPU processes and their ancestors are looked at for new sockets.
 const CLOSE_EVERY: Duration = Duration::from_secs(10);
 
@@ -48,6 +52,8 @@ pub(super) struct Holders {
     groups: HashMap<u64, u64>,
     /// Sockets that mattered and were not found, when to search again, and the pause after that.
     missing: Option<(BTreeSet<u64>, Instant, Duration)>,
+    /// Until when no process is looked into for a new socket.
+    rest: Option<Instant>,
     /// The GPU processes and ancestors that were looked at last, and when.
     close: Option<(BTreeSet<u32>, BTreeSet<u64>, Instant)>,
     /// The last search met a process that it may not look into.
@@ -106,7 +112,9 @@ impl Holders {
         let before = self.missing_of(&matter);
         if self.is_search_due(&before, now) {
             let mut search = Search::new(root);
+            let began = Instant::now();
             table.cut |= search.look_everywhere(&before);
+            self.rest_after(began, Instant::now());
             self.denied = search.denied;
             self.take(search, &table.listeners);
             let left = self.missing_of(&matter);
@@ -160,8 +168,16 @@ impl Holders {
         }
     }
 
-    /// At once for a socket that was not there before, else after a growing pause.
+    fn rest_after(&mut self, began: Instant, ended: Instant) {
+        self.rest = ended.checked_add(ended.duration_since(began).saturating_mul(REST));
+    }
+
+    /// At once for a socket that was not there before, else after a growing pause; never in the rest after a
+    /// search.
     fn is_search_due(&self, missing: &BTreeSet<u64>, now: Instant) -> bool {
+        if self.rest.is_some_and(|until| now < until) {
+            return false;
+        }
         match &self.missing {
             Some((known, again, _)) => {
                 !missing.is_empty() && (!missing.is_subset(known) || now >= *again)
@@ -263,5 +279,30 @@ impl<'a> Search<'a> {
                 self.forwards.entry(port).or_default().push(Forward { pid, user, to });
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    // A container that opened ports without end had all processes of the host gone through each time.
+    #[test]
+    fn whoever_opens_sockets_without_end_cannot_have_all_processes_searched_all_the_time() {
+        let second = Duration::from_secs(1);
+        let mut holders = Holders::default();
+        let (mut now, mut searching) = (Instant::now(), Duration::ZERO);
+        let begun = now;
+        for inode in 1..=1000 {
+            if holders.is_search_due(&BTreeSet::from([inode]), now) {
+                holders.rest_after(now, now + second * 2);
+                holders.missing = Some((BTreeSet::from([inode]), now + AGAIN_FIRST, AGAIN_FIRST));
+                searching += second * 2;
+                now += second * 2;
+            }
+            now += second;
+        }
+        assert!(searching > Duration::ZERO);
+        assert!(searching * REST < now - begun, "{searching:?} of {:?}", now - begun);
     }
 }
