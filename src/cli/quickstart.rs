@@ -66,7 +66,7 @@ pub fn run(options: Options) -> Result<(), Failure> {
     log::start(&loaded.settings.log);
     serve::raise_open_files(loaded.settings.listen.connections_max);
     let settings = loaded.settings;
-    serve::runtime(&settings)?.block_on(async move {
+    serve::run_on(serve::runtime(&settings)?, async move {
         let started = Instant::now();
         let reread = Box::new(|| Err("quickstart has no configuration file".to_owned()));
         let daemon = Daemon::build(settings, Listeners::default(), Notifier::default(), reread)

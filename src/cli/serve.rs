@@ -7,7 +7,7 @@ use crate::{
     log,
     systemd::{Listeners, Notifier},
 };
-use std::{io, path::Path};
+use std::{io, path::Path, time::Duration};
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::mpsc,
@@ -15,6 +15,9 @@ use tokio::{
 
 /// Threads for blocking work that is not the study of bodies.
 const SPARE_THREADS: usize = 4;
+
+/// How long the end waits for threads that are blocked.
+const BLOCKED_LIMIT: Duration = Duration::from_secs(1);
 
 /// Runs the daemon until it is told to stop.
 pub fn run(path: &Path) -> Result<(), Failure> {
@@ -30,7 +33,7 @@ pub fn run(path: &Path) -> Result<(), Failure> {
         let loaded = config::load(&path).map_err(|problems| problems.to_string())?;
         Ok(loaded.settings)
     };
-    runtime(&loaded.settings)?.block_on(async move {
+    run_on(runtime(&loaded.settings)?, async move {
         let notifier = Notifier::from_environment();
         let daemon = Daemon::build(loaded.settings, given, notifier, Box::new(reread))
             .await
@@ -89,6 +92,14 @@ pub fn runtime(settings: &Settings) -> Result<tokio::runtime::Runtime, Failure> 
         .map_err(Failure::internal)
 }
 
+/// Runs to the end and then waits a moment for what still blocks a thread: a name server or a file that
+/// does not answer must not keep the process from ending.
+pub fn run_on<T>(runtime: tokio::runtime::Runtime, future: impl Future<Output = T>) -> T {
+    let ended = runtime.block_on(future);
+    runtime.shutdown_timeout(BLOCKED_LIMIT);
+    ended
+}
+
 /// Hangups as they come, and a future that resolves when the process should stop.
 pub fn signals() -> Result<(mpsc::Receiver<()>, impl Future<Output = ()>), Failure> {
     let mut terminate = signal(SignalKind::terminate()).map_err(Failure::internal)?;
@@ -125,4 +136,28 @@ pub fn start_failure(error: StartError) -> Failure {
 
 fn configuration(path: &Path, problems: &config::Problems) -> Failure {
     Failure::configuration(format!("{} cannot be used:\n{problems}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_blocked_thread_does_not_keep_the_process_from_ending() {
+        let (free, blocked) = std::sync::mpsc::channel::<()>();
+        let began = tokio::time::Instant::now();
+        let told =
+            run_on(runtime(&config::parse_text("test", "").unwrap().settings).unwrap(), async {
+                let (running, runs) = tokio::sync::oneshot::channel();
+                drop(tokio::task::spawn_blocking(move || {
+                    running.send(()).unwrap();
+                    blocked.recv_timeout(BLOCKED_LIMIT * 30)
+                }));
+                runs.await.unwrap();
+                7
+            });
+        assert_eq!(told, 7);
+        assert!(began.elapsed() < BLOCKED_LIMIT * 15, "{:?}", began.elapsed());
+        drop(free);
+    }
 }

@@ -219,7 +219,8 @@ impl Work {
     /// What is done up to now, thousandths of an input token.
     pub(super) fn weight(&self, now: Instant, output_weight: u64) -> u64 {
         let load = |number: &AtomicU64| number.load(Relaxed);
-        let input = load(&self.input).saturating_sub(load(&self.cached)) * INPUT_WEIGHT;
+        let input = load(&self.input).saturating_sub(load(&self.cached));
+        let input = input.saturating_mul(INPUT_WEIGHT);
         if self.told.load(Relaxed) || load(&self.first) > 0 {
             return input.saturating_add(load(&self.output).saturating_mul(output_weight));
         }

@@ -245,6 +245,17 @@ mod tests {
         assert_eq!(done.weight, 100_000 + 2_400_000 - guessed, "what is cached weighs nothing");
     }
 
+    // A server may write any number into its usage.
+    #[test]
+    fn absurd_usage_weighs_much_and_overflows_nothing() {
+        let (works, start) = works();
+        let work = works.begin(facts(10, 10, true), start).unwrap();
+        work.finish(Tokens(u64::MAX), Tokens::ZERO, Tokens(u64::MAX), start + SECOND);
+        works.end(&work, start + SECOND);
+        let done = works.take(start + SECOND).done.values().next().copied().unwrap();
+        assert_eq!(done.weight, u64::MAX);
+    }
+
     #[test]
     fn nobody_is_written_down_while_nobody_meters() {
         let works = Works::default();

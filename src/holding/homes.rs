@@ -64,8 +64,7 @@ fn lead(home: &mut Home, table: &ProcessTable, address: IpAddr, port: u16) {
         return;
     }
     home.local = true;
-    let here = |one: &&Listener| one.network.is_none() && one.port == port && takes(one, address);
-    for listener in table.listeners.iter().filter(here) {
+    for listener in listeners(table, None, address, port) {
         home.sockets.insert(listener.inode);
         match listener.forward {
             Some(to) => {
@@ -89,9 +88,7 @@ fn enter(home: &mut Home, table: &ProcessTable, address: IpAddr, port: u16) -> b
     for network in table.networks.iter().filter(of) {
         entered = true;
         home.local = true;
-        let there =
-            |one: &&Listener| one.network == network.id && one.port == port && takes(one, address);
-        for listener in table.listeners.iter().filter(there) {
+        for listener in listeners(table, network.id, address, port) {
             home.sockets.insert(listener.inode);
             if listener.holders.is_empty() {
                 home.network = network.id;
@@ -100,6 +97,20 @@ fn enter(home: &mut Home, table: &ProcessTable, address: IpAddr, port: u16) -> b
         }
     }
     entered
+}
+
+/// The sockets of a namespace that an address leads to. Where IPv4 has a socket of its own there, the kernel
+/// lets one for all of IPv6 at the same port be for IPv6 alone; it may be another user's.
+fn listeners(
+    table: &ProcessTable,
+    network: Option<u64>,
+    address: IpAddr,
+    port: u16,
+) -> impl Iterator<Item = &Listener> {
+    let takes =
+        move |one: &&Listener| one.network == network && one.port == port && takes(one, address);
+    let has_own = table.listeners.iter().filter(takes).any(|one| one.address.is_ipv4());
+    table.listeners.iter().filter(takes).filter(move |one| !has_own || one.address.is_ipv4())
 }
 
 /// Does a socket take connections to this address? A server's address may be unspecified, too, and then

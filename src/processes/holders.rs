@@ -7,8 +7,10 @@ use super::{Wanted, sockets};
 use crate::snapshot::{Listener, ProcessTable};
 use std::{
     collections::{BTreeSet, HashMap, HashSet},
-    fs, io,
+    fs::{self, File},
+    io::{self, Read},
     net::SocketAddr,
+    os::unix::fs::MetadataExt,
     path::Path,
     time::Duration,
 };
@@ -26,6 +28,10 @@ const AGAIN_FIRST: Duration = Duration::from_secs(2);
 /// The longest such pause. Whoever may not be looked into now will hardly ever be.
 const AGAIN_MOST: Duration = Duration::from_secs(60);
 
+/// After a search none follows for so many times as long as it took, whoever opens sockets meanwhile: on a host
+/// of many processes it takes seconds.
+const REST: u32 = 20;
+
 /// How often the open files of GPU processes and their ancestors are looked at for new sockets.
 const CLOSE_EVERY: Duration = Duration::from_secs(10);
 
@@ -33,7 +39,7 @@ const CLOSE_EVERY: Duration = Duration::from_secs(10);
 const FORWARDER: &str = "docker-proxy";
 
 /// Most bytes of a forwarder's arguments.
-const ARGUMENTS_MAX: usize = 4096;
+const ARGUMENTS_MAX: u64 = 4096;
 
 /// What is remembered between readings.
 #[derive(Debug, Default)]
@@ -46,6 +52,8 @@ pub(super) struct Holders {
     groups: HashMap<u64, u64>,
     /// Sockets that mattered and were not found, when to search again, and the pause after that.
     missing: Option<(BTreeSet<u64>, Instant, Duration)>,
+    /// Until when no process is looked into for a new socket.
+    rest: Option<Instant>,
     /// The GPU processes and ancestors that were looked at last, and when.
     close: Option<(BTreeSet<u32>, BTreeSet<u64>, Instant)>,
     /// The last search met a process that it may not look into.
@@ -58,8 +66,16 @@ struct Search<'a> {
     files_left: usize,
     denied: bool,
     found: HashMap<u64, Vec<u32>>,
-    /// Published ports that a forwarder carries on.
-    forwards: HashMap<u16, SocketAddr>,
+    /// Published ports that forwarders carry on.
+    forwards: HashMap<u16, Vec<Forward>>,
+}
+
+/// What one process says about a port that it forwards. Anybody may call a program so and give it such
+/// arguments.
+struct Forward {
+    pid: u32,
+    user: u32,
+    to: SocketAddr,
 }
 
 impl Holders {
@@ -96,7 +112,9 @@ impl Holders {
         let before = self.missing_of(&matter);
         if self.is_search_due(&before, now) {
             let mut search = Search::new(root);
+            let began = Instant::now();
             table.cut |= search.look_everywhere(&before);
+            self.rest_after(began, Instant::now());
             self.denied = search.denied;
             self.take(search, &table.listeners);
             let left = self.missing_of(&matter);
@@ -150,8 +168,16 @@ impl Holders {
         }
     }
 
-    /// At once for a socket that was not there before, else after a growing pause.
+    fn rest_after(&mut self, began: Instant, ended: Instant) {
+        self.rest = ended.checked_add(ended.duration_since(began).saturating_mul(REST));
+    }
+
+    /// At once for a socket that was not there before, else after a growing pause; never in the rest after a
+    /// search.
     fn is_search_due(&self, missing: &BTreeSet<u64>, now: Instant) -> bool {
+        if self.rest.is_some_and(|until| now < until) {
+            return false;
+        }
         match &self.missing {
             Some((known, again, _)) => {
                 !missing.is_empty() && (!missing.is_subset(known) || now >= *again)
@@ -171,10 +197,14 @@ impl Holders {
                 }
             }
             // A forwarder is root's: who it is cannot be seen by the socket, but its arguments can.
-            if listener.network.is_none()
-                && let Some(to) = search.forwards.get(&listener.port)
-            {
-                self.forwards.insert(listener.inode, *to);
+            let told = search.forwards.get(&listener.port).filter(|_| listener.network.is_none());
+            let holders = self.known.get(&listener.inode);
+            let is_its = |one: &&Forward| {
+                one.user == listener.user
+                    && holders.is_none_or(|all| all.iter().any(|(pid, _)| *pid == one.pid))
+            };
+            if let Some(forward) = told.into_iter().flatten().rfind(is_its) {
+                self.forwards.insert(listener.inode, forward.to);
             }
         }
     }
@@ -239,11 +269,40 @@ impl<'a> Search<'a> {
         let folder = self.root.join(pid.to_string());
         let named = fs::read_to_string(folder.join("comm"));
         if named.is_ok_and(|name| name.trim_end() == FORWARDER)
-            && let Ok(arguments) = fs::read(folder.join("cmdline"))
-            && let Some(arguments) = arguments.get(..arguments.len().min(ARGUMENTS_MAX))
-            && let Some((port, to)) = sockets::forwarded(arguments)
+            && let Ok(user) = fs::metadata(&folder).map(|folder| folder.uid())
+            && let Ok(arguments) = File::open(folder.join("cmdline"))
         {
-            self.forwards.insert(port, to);
+            let mut text = Vec::new();
+            // What was read before an error is too little to be understood.
+            let _ = arguments.take(ARGUMENTS_MAX).read_to_end(&mut text);
+            if let Some((port, to)) = sockets::forwarded(&text) {
+                self.forwards.entry(port).or_default().push(Forward { pid, user, to });
+            }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    // A container that opened ports without end had all processes of the host gone through each time.
+    #[test]
+    fn whoever_opens_sockets_without_end_cannot_have_all_processes_searched_all_the_time() {
+        let second = Duration::from_secs(1);
+        let mut holders = Holders::default();
+        let (mut now, mut searching) = (Instant::now(), Duration::ZERO);
+        let begun = now;
+        for inode in 1..=1000 {
+            if holders.is_search_due(&BTreeSet::from([inode]), now) {
+                holders.rest_after(now, now + second * 2);
+                holders.missing = Some((BTreeSet::from([inode]), now + AGAIN_FIRST, AGAIN_FIRST));
+                searching += second * 2;
+                now += second * 2;
+            }
+            now += second;
+        }
+        assert!(searching > Duration::ZERO);
+        assert!(searching * REST < now - begun, "{searching:?} of {:?}", now - begun);
     }
 }

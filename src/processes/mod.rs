@@ -10,7 +10,7 @@ mod holders;
 mod sockets;
 mod stat;
 
-use crate::snapshot::{Listener, Network, Process, ProcessTable, TICKS_PER_S};
+use crate::snapshot::{LINE_MAX, Listener, Network, Process, ProcessTable, TICKS_PER_S};
 use holders::{Holders, alive};
 use rustix::time::{ClockId, clock_gettime};
 use std::{
@@ -162,10 +162,13 @@ impl Reader {
         true
     }
 
-    /// Takes a process and its ancestors into the table.
+    /// Takes a process and its ancestors into the table, as many as are ever looked at.
     fn follow(&self, pid: u32, own: Option<u64>, table: &mut ProcessTable) {
         let mut next = pid;
-        while next != 0 && !table.processes.contains_key(&next) {
+        for _ in 0..LINE_MAX {
+            if next == 0 || table.processes.contains_key(&next) {
+                return;
+            }
             let Some(process) = self.process(next, own) else { return };
             next = process.parent;
             table.processes.insert(process.pid, process);

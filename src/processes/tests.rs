@@ -51,15 +51,21 @@ impl Tree {
 
     /// The sockets that listen in a namespace: address in the kernel's spelling, port and inode.
     fn listen(&self, process: &str, sockets: &[(&str, u16, u64)]) {
+        let user = self.user();
         let mut text = "  sl  local_address ...\n".to_owned();
         for (at, (address, port, inode)) in sockets.iter().enumerate() {
             text.push_str(&format!(
-                "   {at}: {address}:{port:04X} 00000000:0000 0A 0:0 00:0 0   998        0 {inode} 1 0 100\n"
+                "   {at}: {address}:{port:04X} 00000000:0000 0A 0:0 00:0 0   {user}        0 {inode} 1 0 100\n"
             ));
         }
         let list = self.path(&format!("{process}/net/tcp"));
         // In place, so that the inode stays.
         fs::write(list, text).unwrap();
+    }
+
+    /// Whose the tree is: who owns the folders of its processes.
+    fn user(&self) -> u32 {
+        fs::metadata(self.0.path()).unwrap().uid()
     }
 
     fn opens(&self, pid: u32, file: u32, what: &str) {
@@ -187,6 +193,42 @@ async fn a_containers_sockets_and_addresses_are_read_through_its_gpu_process() {
     assert_eq!(table.listeners.iter().find(|one| one.inode == 902).unwrap().forward, None);
 }
 
+// Anybody could say of any port that it leads into a container, and so hide the server there.
+#[tokio::test(start_paused = true)]
+async fn a_forwarder_is_believed_only_about_a_socket_that_can_be_its_own() {
+    let tree = Tree::new();
+    tree.process(60, 1, 100, "llama-server", "self");
+    tree.process(80, 1, 100, "docker-proxy", "self");
+    let words = "docker-proxy -host-port 8080 -container-ip 172.17.0.9 -container-port 80";
+    tree.write("80/cmdline", &words.replace(' ', "\0"));
+    tree.listen("self", &[("00000000", 8080, 700)]);
+    let forward = |tree: &Tree| {
+        let table = tree.reader().read(&wanted(&[], &[8080]));
+        table.listeners.iter().find(|one| one.port == 8080).unwrap().forward
+    };
+    assert!(forward(&tree).is_some(), "one of the socket's user, which nobody is seen to hold");
+    tree.opens(60, 3, "socket:[700]");
+    assert_eq!(forward(&tree), None, "another process holds the socket");
+    fs::remove_file(tree.path("60/fd/3")).unwrap();
+    let list = tree.path("self/net/tcp");
+    let own = format!("0   {}   ", tree.user());
+    let other = format!("0   {}   ", tree.user() + 1);
+    fs::write(&list, fs::read_to_string(&list).unwrap().replace(&own, &other)).unwrap();
+    assert_eq!(forward(&tree), None, "another user's socket");
+}
+
+// Whoever nests processes without end made each round read all of them.
+#[tokio::test(start_paused = true)]
+async fn no_more_ancestors_are_read_than_are_looked_at() {
+    let tree = Tree::new();
+    for pid in 100..300 {
+        tree.process(pid, pid - 1, 100, "nested", "self");
+    }
+    let table = tree.reader().read(&wanted(&[299], &[]));
+    assert_eq!(table.processes.len(), LINE_MAX);
+    assert_eq!(table.line(299).count(), LINE_MAX);
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_holder_that_nobody_finds_is_looked_for_at_growing_pauses() {
     let tree = Tree::new();
@@ -234,7 +276,7 @@ async fn a_tree_that_ends_midway_or_is_no_tree_is_no_error() {
     tree.write("62/stat", "62 (half");
     let table = tree.reader().read(&wanted(&[60, 62], &[]));
     assert_eq!(table.processes.len(), 2, "a circle of parents ends, too");
-    assert_eq!(table.line(60).count(), crate::snapshot::LINE_MAX);
+    assert_eq!(table.line(60).count(), LINE_MAX);
     let nothing = Reader::new(PathBuf::from("/nonexistent"), || 0).read(&wanted(&[1], &[80]));
     assert_eq!((nothing.processes.len(), nothing.listeners.len(), nothing.denied), (0, 0, false));
 }

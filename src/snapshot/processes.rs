@@ -102,17 +102,54 @@ impl Process {
     /// Do both run in the same container or, outside of containers, in the same systemd unit? Where
     /// neither has any, in the same control group?
     pub fn is_beside(&self, other: &Self) -> bool {
+        // Two users' own managers both have an `ollama.service`, and may name groups as they like.
+        let same = |of: fn(&Self) -> Option<&str>| {
+            of(self) == of(other) && self.place(of(self)) == other.place(of(other))
+        };
         if self.container.is_some() || other.container.is_some() {
-            return self.container == other.container;
+            return same(|process| process.container.as_deref());
         }
         if self.unit.is_some() || other.unit.is_some() {
-            return self.unit == other.unit;
+            return same(|process| process.unit.as_deref());
         }
         self.cgroup == other.cgroup
+    }
+
+    /// The path down to the control group that bears this name, where the path has it.
+    fn place(&self, name: Option<&str>) -> Option<&str> {
+        let (path, name) = (self.cgroup.as_deref()?, name?);
+        let end = path.rfind(name)?.saturating_add(name.len());
+        path.get(..end)
     }
 
     /// Did it start after this moment of the kernel's clock?
     pub const fn started_after(&self, ticks: u64) -> bool {
         self.started > ticks
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_alone_makes_no_two_processes_one_service() {
+        let process = |cgroup: &str, unit: Option<&str>, container: Option<&str>| Process {
+            cgroup: Some(cgroup.to_owned()),
+            unit: unit.map(str::to_owned),
+            container: container.map(str::to_owned),
+            ..Process::default()
+        };
+        let unit = |cgroup| process(cgroup, Some("ollama.service"), None);
+        let system = unit("/system.slice/ollama.service");
+        assert!(system.is_beside(&unit("/system.slice/ollama.service/worker")));
+        let of = |user| format!("/user.slice/user-{user}.slice/user@{user}.service/ollama.service");
+        let (one, other) = (of(1000), of(1001));
+        assert!(!system.is_beside(&unit(&one)), "a user's own manager has one of that name");
+        assert!(!unit(&other).is_beside(&unit(&one)), "and another user's");
+        let container = |cgroup| process(cgroup, None, Some("4f1c"));
+        let real = container("/system.slice/docker-4f1c.scope");
+        assert!(real.is_beside(&container("/system.slice/docker-4f1c.scope/init")));
+        assert!(!real.is_beside(&container("/user.slice/user@1000.service/4f1c")));
     }
 }

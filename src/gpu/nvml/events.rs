@@ -40,6 +40,11 @@ const SLICE_MS: u32 = 100;
 /// Events that wait for their reader. A card that floods its host with more has said what it has to say.
 const ROOM: usize = 256;
 
+/// Most lines about events in the log in each of these spans: a card that floods its host must not flood the
+/// log as well.
+const LINES_MAX: u32 = 20;
+const LINES_SPAN: Duration = Duration::from_secs(10);
+
 /// `nvmlEventType*` of NVML's header.
 mod bit {
     pub(super) const SINGLE_BIT_ECC: u64 = 0x1;
@@ -181,11 +186,14 @@ fn hear(nvml: &Nvml, stop: &AtomicBool, sink: &Sink) {
         return;
     }
     let mut said = false;
+    let mut lines = Lines::default();
     while !stop.load(Ordering::Acquire) {
         match raw::wait(nvml, &set, SLICE_MS) {
             Ok(event) => {
                 let event = translate(&cards, &event);
-                tracing::debug!(gpu = ?event.gpu, kind = ?event.kind, "a GPU event");
+                if lines.take(event.at) {
+                    tracing::debug!(gpu = ?event.gpu, kind = ?event.kind, "a GPU event");
+                }
                 sink.give(event);
             }
             Err(NvmlError::Timeout) => {}
@@ -203,6 +211,24 @@ fn hear(nvml: &Nvml, stop: &AtomicBool, sink: &Sink) {
                 thread::park_timeout(SLICE);
             }
         }
+    }
+}
+
+/// The lines about events that were written lately.
+#[derive(Default)]
+struct Lines {
+    since: Option<Instant>,
+    written: u32,
+}
+
+impl Lines {
+    /// Whether one more may be written.
+    fn take(&mut self, now: Instant) -> bool {
+        if self.since.is_none_or(|since| now.saturating_duration_since(since) >= LINES_SPAN) {
+            *self = Self { since: Some(now), written: 0 };
+        }
+        self.written = self.written.saturating_add(1);
+        self.written <= LINES_MAX
     }
 }
 
@@ -276,6 +302,16 @@ mod tests {
         ] {
             assert_eq!(kind(bits, data), meant);
         }
+    }
+
+    #[test]
+    fn a_flood_of_events_is_no_flood_of_lines() {
+        let (mut lines, start) = (Lines::default(), Instant::now());
+        let flood = |lines: &mut Lines, from: Instant| {
+            (0..9000).filter(|ms| lines.take(from + Duration::from_millis(*ms))).count()
+        };
+        assert_eq!(flood(&mut lines, start), LINES_MAX as usize);
+        assert_eq!(flood(&mut lines, start + LINES_SPAN), LINES_MAX as usize);
     }
 
     #[test]

@@ -17,6 +17,9 @@ use tokio::time::Instant;
 /// Room for a process's name, in bytes. NVML cuts what is longer.
 const PROCESS_NAME_MAX: usize = 1024;
 
+/// Longest name that is kept, in letters.
+const NAME_MAX: usize = 64;
+
 /// Samples are asked for from so long before the newest one that was seen, microseconds: those of one period
 /// do not carry one time.
 const OVERLAP_US: u64 = 500_000;
@@ -72,11 +75,14 @@ impl Users {
                 told => told,
             }
         })?;
-        self.take(samples.unwrap_or_default(), Instant::now());
+        self.take(samples, Instant::now());
         Ok(())
     }
 
-    fn take(&mut self, samples: Vec<ProcessUtilizationSample>, now: Instant) {
+    /// After a call that failed the last samples stand, and grow old: without them the driver would be asked
+    /// for all that it has, and the past look new.
+    fn take(&mut self, samples: Option<Vec<ProcessUtilizationSample>>, now: Instant) {
+        let Some(samples) = samples else { return };
         let mut next: BTreeMap<u32, Seen> = BTreeMap::new();
         for ProcessUtilizationSample { pid, timestamp, sm_util, .. } in samples {
             if next.get(&pid).is_some_and(|seen| seen.timestamp_us >= timestamp) {
@@ -137,10 +143,11 @@ fn by_pid(list: Vec<ProcessInfo>) -> Memory {
 }
 
 /// The program out of what NVML gives, which may be a whole command line. Its arguments can hold keys,
-/// so they go no further than here.
+/// so they go no further than here. A program may call itself anything.
 fn program(command: &str) -> Option<String> {
     let path = command.split_whitespace().next()?;
-    path.rsplit('/').next().filter(|name| !name.is_empty()).map(Into::into)
+    let name = path.rsplit('/').next()?.chars().filter(|letter| !letter.is_control());
+    Some(name.take(NAME_MAX).collect()).filter(|name: &String| !name.is_empty())
 }
 
 #[cfg(test)]
@@ -156,6 +163,9 @@ mod tests {
         assert_eq!(program("VLLM::EngineCore").as_deref(), Some("VLLM::EngineCore"));
         assert_eq!(program(""), None);
         assert_eq!(program("/"), None);
+        assert_eq!(program("\u{1b}[2Jvllm\u{7} x").as_deref(), Some("[2Jvllm"));
+        assert_eq!(program("\u{7f}"), None);
+        assert_eq!(program(&"n".repeat(9999)).map(|name| name.len()), Some(NAME_MAX));
     }
 
     fn info(pid: u32, used_gpu_memory: UsedGpuMemory) -> ProcessInfo {
@@ -180,15 +190,16 @@ mod tests {
     fn the_newest_sample_counts_until_the_driver_only_repeats_it() {
         let mut users = Users::default();
         let start = Instant::now();
-        users.take(vec![sample(7, 20, 60), sample(7, 10, 90), sample(8, 20, 101)], start);
+        users.take(Some(vec![sample(7, 20, 60), sample(7, 10, 90), sample(8, 20, 101)]), start);
         assert_eq!(users.utilisation(7, start), Some(60));
         assert_eq!(users.utilisation(8, start), None, "a share that cannot be");
         assert_eq!(users.utilisation(9, start), None, "the driver does not tell");
 
         let later = start + SAMPLE_AGE_MAX + Duration::from_millis(1);
-        users.take(vec![sample(7, 20, 60)], later);
+        users.take(None, later);
+        users.take(Some(vec![sample(7, 20, 60)]), later);
         assert_eq!(users.utilisation(7, later), None, "it is over");
-        users.take(vec![sample(7, 30, 5)], later);
+        users.take(Some(vec![sample(7, 30, 5)]), later);
         assert_eq!(users.utilisation(7, later), Some(5));
     }
 }

@@ -7,6 +7,7 @@ use crate::{
 };
 use std::net::{IpAddr, SocketAddr};
 
+mod listeners;
 mod property;
 
 const GIB: u64 = 1 << 30;

@@ -301,6 +301,12 @@ impl Watch {
         if let EventKind::Xid(number) = event.kind {
             self.broker.books.metrics.gpu_xid(heard.card.as_ref(), Xid::of(number));
         }
+        let what = match event.kind {
+            EventKind::Xid(number) => Xid::of(number).to_string(),
+            // It is counted by the card itself, comes often, and must not take the place of what is told.
+            EventKind::EccSingleBit => return,
+            kind => format!("{kind:?}"),
+        };
         // As many entries as cards are known, which the rule bounds.
         let last = self.logged.get(&heard.card);
         if last.is_some_and(|at| event.at.saturating_duration_since(*at) < LOG_EVERY) {
@@ -308,11 +314,6 @@ impl Watch {
         }
         self.logged.insert(heard.card.clone(), event.at);
         let gpu = heard.card.as_ref().map(GpuId::as_str);
-        let what = match event.kind {
-            EventKind::Xid(number) => Xid::of(number).to_string(),
-            EventKind::EccSingleBit => return,
-            kind => format!("{kind:?}"),
-        };
         tracing::info!(gpu, what, "the driver told of an event");
     }
 }
