@@ -28,8 +28,8 @@ const FORGETS: f64 = 0.75;
 /// Foreign memory may move by this much without anybody having taken any: contexts and displays breathe.
 const BREATH: Bytes = Bytes::mib(64);
 
-/// Readings that must agree on what is loaded before a new least counts: the server's word and the card's
-/// do not come in the same moment.
+/// Readings that must agree on what is loaded before a new least counts, or growth teaches anything: the server's
+/// word and the card's do not come in the same moment.
 const STEADY: u8 = 3;
 
 /// What a token is taken to need until work teaches it. llama.cpp, and Ollama by it, allocate their cache when a model
@@ -56,6 +56,8 @@ pub struct Reading<'a> {
     pub memory: Bytes,
     /// What loaded models take of it, of a server that loads them when they are asked for.
     pub loaded: Bytes,
+    /// It loads a model now, which is not in `loaded` yet.
+    pub loading: bool,
     /// Tokens placed there.
     pub placed: Tokens,
     /// What foreign processes hold on its cards.
@@ -84,6 +86,8 @@ pub struct Growth {
     most_placed: Tokens,
     most_growth: Bytes,
     works: bool,
+    /// This process had work of ours.
+    worked: bool,
     learned: Option<f64>,
 }
 
@@ -97,20 +101,25 @@ impl Growth {
         if !reading.pids.is_empty() {
             self.pids = reading.pids.to_vec();
         }
-        self.steady = match reading.loaded == self.loaded {
+        self.steady = match reading.loaded == self.loaded && !reading.loading {
             true => self.steady.saturating_add(1),
             false => 0,
         };
         self.loaded = reading.loaded;
         let own = reading.memory.less(reading.loaded);
+        self.worked |= reading.placed > Tokens::ZERO;
         let least = match self.least {
-            Some(least) if own >= least || self.steady < STEADY => least,
+            // Memory that came before any work was no growth by it: weights on their way into the card.
+            Some(least) if own >= least && !self.worked && !reading.pids.is_empty() => own,
+            Some(least) if own >= least || self.steady < STEADY || reading.pids.is_empty() => least,
             _ => own,
         };
         self.least = Some(least);
         let growth = own.less(least);
         let undisturbed = self.undisturbed(reading.foreign);
-        self.learn(growth, reading.placed, default);
+        if self.steady >= STEADY && !reading.pids.is_empty() {
+            self.learn(growth, reading.placed, default);
+        }
         let per_token = self.learned.map_or(default, |bytes| Bytes(bytes as u64));
         Grown { growth, per_token, undisturbed }
     }
@@ -158,6 +167,7 @@ mod tests {
             pids: &[pid],
             memory: Bytes::mib(mib),
             loaded: Bytes::ZERO,
+            loading: false,
             placed: Tokens(placed),
             foreign: &foreign(0),
         };
@@ -200,10 +210,69 @@ mod tests {
     #[test]
     fn memory_that_does_not_grow_is_learned_when_the_work_is_done() {
         let mut growth = Growth::default();
-        take(&mut growth, 1, 1000, 0);
+        (0..STEADY).for_each(|_| _ = take(&mut growth, 1, 1000, 0));
         // It has only just begun: nothing is proven.
         assert_eq!(take(&mut growth, 1, 1000, 4096).per_token, DEFAULT);
         assert_eq!(take(&mut growth, 1, 1000, 0).per_token, Bytes(1024));
+    }
+
+    /// A server that is seen while it starts once learned that its tokens take what its weights take.
+    #[test]
+    fn weights_on_their_way_into_the_card_are_no_growth() {
+        let mut growth = Growth::default();
+        for mib in [500, 4000, 12_000, 20_000] {
+            assert_eq!(take(&mut growth, 1, mib, 0).growth, Bytes::ZERO);
+        }
+        let works = take(&mut growth, 1, 20_064, 1024);
+        assert_eq!((works.growth, works.per_token), (Bytes::mib(64), DEFAULT));
+        assert_eq!(
+            take(&mut growth, 1, 20_064, 0).growth,
+            Bytes::mib(64),
+            "what stays of work is growth"
+        );
+    }
+
+    /// The request that a model is loaded for is placed long before the server tells of the model.
+    #[test]
+    fn a_model_that_is_loaded_for_a_request_teaches_nothing_of_its_tokens() {
+        let mut growth = Growth::default();
+        let foreign = foreign(0);
+        let mut at = |memory, loaded, loading| {
+            let reading = Reading {
+                pids: &[1],
+                memory: Bytes::mib(memory),
+                loaded: Bytes::mib(loaded),
+                loading,
+                placed: Tokens(1000),
+                foreign: &foreign,
+            };
+            growth.take(reading, DEFAULT)
+        };
+        for memory in [500, 500, 500, 500, 4000, 8000, 8500] {
+            assert_eq!(at(memory, 0, memory > 500).per_token, DEFAULT);
+        }
+        for _ in 0..8 {
+            let grown = at(8500, 8000, false);
+            assert_eq!((grown.growth, grown.per_token), (Bytes::ZERO, DEFAULT));
+        }
+    }
+
+    /// Its processes may be out of sight for a moment.
+    #[test]
+    fn a_server_out_of_sight_does_not_hold_nothing() {
+        let mut growth = Growth::default();
+        (0..4).for_each(|_| _ = take(&mut growth, 1, 1000, 1));
+        let foreign = foreign(0);
+        let nobody = Reading {
+            pids: &[],
+            memory: Bytes::ZERO,
+            loaded: Bytes::ZERO,
+            loading: false,
+            placed: Tokens(1000),
+            foreign: &foreign,
+        };
+        assert_eq!(growth.take(nobody, DEFAULT).growth, Bytes::ZERO);
+        assert_eq!(take(&mut growth, 1, 1000, 1000).growth, Bytes::ZERO);
     }
 
     #[test]
@@ -215,6 +284,7 @@ mod tests {
                 pids: &[1],
                 memory: Bytes::mib(1000),
                 loaded: Bytes::ZERO,
+                loading: false,
                 placed: Tokens::ZERO,
                 foreign: &foreign,
             };
@@ -233,7 +303,8 @@ mod tests {
                 pids: &[1],
                 memory: Bytes::mib(memory),
                 loaded: Bytes::mib(loaded),
-                placed: Tokens::ZERO,
+                loading: false,
+                placed: Tokens(1),
                 foreign: &foreign(0),
             };
             growth.take(reading, DEFAULT).growth
