@@ -80,6 +80,8 @@ pub struct Grown {
 pub struct Growth {
     pids: Vec<u32>,
     least: Option<Bytes>,
+    /// Growth when no model was on its way last.
+    growth: Bytes,
     loaded: Bytes,
     steady: u8,
     foreign: BTreeMap<GpuId, Bytes>,
@@ -102,6 +104,8 @@ impl Growth {
             self.pids = reading.pids.to_vec();
         }
         self.steady = match reading.loaded == self.loaded && !reading.loading {
+            // A process that loads nothing has nothing to wait for.
+            true if self.least.is_none() => STEADY,
             true => self.steady.saturating_add(1),
             false => 0,
         };
@@ -109,13 +113,20 @@ impl Growth {
         let own = reading.memory.less(reading.loaded);
         self.worked |= reading.placed > Tokens::ZERO;
         let least = match self.least {
+            // Out of sight, or on its way into the card: what that means is seen later.
+            Some(least) if reading.pids.is_empty() || (reading.loading && self.worked) => least,
             // Memory that came before any work was no growth by it: weights on their way into the card.
-            Some(least) if own >= least && !self.worked && !reading.pids.is_empty() => own,
-            Some(least) if own >= least || self.steady < STEADY || reading.pids.is_empty() => least,
-            _ => own,
+            Some(_) if !self.worked => own,
+            // What a model takes beside itself comes and goes with it: growth is what it was before.
+            Some(_) if self.steady < STEADY => own.less(self.growth),
+            Some(least) => least.min(own),
+            None => own,
         };
-        self.least = Some(least);
         let growth = own.less(least);
+        if !reading.pids.is_empty() {
+            self.least = Some(least);
+            self.growth = if self.steady < STEADY { self.growth } else { growth };
+        }
         let undisturbed = self.undisturbed(reading.foreign);
         if self.steady >= STEADY && !reading.pids.is_empty() {
             self.learn(growth, reading.placed, default);
@@ -191,7 +202,7 @@ mod tests {
     #[test]
     fn more_counts_at_once_and_less_step_by_step() {
         let mut growth = Growth::default();
-        take(&mut growth, 1, 1000, 0);
+        (0..STEADY).for_each(|_| _ = take(&mut growth, 1, 1000, 0));
         assert_eq!(take(&mut growth, 1, 1200, 100).per_token, DEFAULT, "too little to learn from");
         let high = take(&mut growth, 1, 1512, 1024).per_token;
         assert_eq!(high, Bytes(640 << 10), "half a MiB and a quarter on top");
@@ -248,11 +259,32 @@ mod tests {
             };
             growth.take(reading, DEFAULT)
         };
-        for memory in [500, 500, 500, 500, 4000, 8000, 8500] {
-            assert_eq!(at(memory, 0, memory > 500).per_token, DEFAULT);
+        for memory in [500, 500, 500, 500, 4000, 8000, 9100] {
+            let grown = at(memory, 0, memory > 500);
+            assert_eq!((grown.growth, grown.per_token), (Bytes::mib(memory - 500), DEFAULT));
         }
+        // It brings 600 MiB of its own.
         for _ in 0..8 {
-            let grown = at(8500, 8000, false);
+            let grown = at(9100, 8000, false);
+            assert_eq!((grown.growth, grown.per_token), (Bytes::ZERO, DEFAULT));
+        }
+    }
+
+    /// Ollama has no process on a card until a request makes it load a model.
+    #[test]
+    fn the_first_process_is_not_measured_against_none() {
+        let mut growth = Growth::default();
+        let foreign = foreign(0);
+        let mut at = |pids, memory, loaded, loading| {
+            let (memory, loaded) = (Bytes::mib(memory), Bytes::mib(loaded));
+            let placed = Tokens(1000);
+            growth
+                .take(Reading { pids, memory, loaded, loading, placed, foreign: &foreign }, DEFAULT)
+        };
+        (0..4).for_each(|_| _ = at(&[], 0, 0, true));
+        (0..4).for_each(|_| _ = at(&[1], 5000, 0, true));
+        for _ in 0..8 {
+            let grown = at(&[1], 8600, 8000, false);
             assert_eq!((grown.growth, grown.per_token), (Bytes::ZERO, DEFAULT));
         }
     }
@@ -314,8 +346,9 @@ mod tests {
         }
         assert_eq!(at(500, 8000), Bytes::ZERO, "told before it is seen");
         assert_eq!(at(8500, 8000), Bytes::ZERO);
-        for _ in 0..4 {
-            assert_eq!(at(8600, 8000), Bytes::mib(100));
+        for _ in 0..STEADY {
+            assert_eq!(at(8500, 8000), Bytes::ZERO);
         }
+        assert_eq!(at(8600, 8000), Bytes::mib(100));
     }
 }
