@@ -148,11 +148,11 @@ impl Job {
                 Fault::failed("broken", "The model server broke the connection.")
             }
         })?;
-        placement.hear(Instant::now());
+        // A head by itself is no sign of life: a front end may send one while its engine stands still.
         if !answer.status.is_success() {
             let status = answer.status;
             let headers = std::mem::take(&mut answer.headers);
-            let body = whole_body(&mut answer.body, ERROR_BODY_MAX, placement);
+            let body = whole_body(&mut answer.body, ERROR_BODY_MAX, || {});
             let body = tokio::time::timeout(ERROR_BODY_LIMIT, body).await;
             let body = body.ok().and_then(Result::ok).unwrap_or_default();
             return Err(rejected(status, &headers, &body));
@@ -234,12 +234,12 @@ const TOO_LARGE: &str = "too_large";
 async fn whole_body(
     body: &mut AnswerBody,
     max: usize,
-    placement: &Placement,
+    heard: impl Fn(),
 ) -> Result<Bytes, &'static str> {
     let mut out = BytesMut::new();
     while let Some(piece) = body.next().await {
         let piece = piece.map_err(|_| "broken")?;
-        placement.hear(Instant::now());
+        heard();
         if out.len() + piece.len() > max {
             return Err(TOO_LARGE);
         }
@@ -263,7 +263,8 @@ pub async fn whole(
     let max = usize::try_from(job.limits.answer_max.get()).unwrap_or(usize::MAX);
     let work = async {
         let mut answer = job.open(placement, record, "application/json").await?;
-        let body = whole_body(&mut answer.body, max, placement).await;
+        let heard = || placement.hear(Instant::now());
+        let body = whole_body(&mut answer.body, max, heard).await;
         body.map_err(|cause| broken_off(cause, job))
     };
     let body = within(Instant::now() + limit, unless_recalled(placement, work))

@@ -25,7 +25,7 @@ const ANSWER_MAX: usize = 64 * 1024;
 /// Watches all breakers. Never returns; dropping the future ends trials under way.
 pub async fn watch(broker: Arc<Broker>) {
     // By task, so that a trial is over however its task ends.
-    let mut under_way: HashMap<Id, ServerId> = HashMap::new();
+    let mut under_way: HashMap<Id, (ServerId, Instant)> = HashMap::new();
     let mut trials = JoinSet::new();
     let mut tick = tokio::time::interval(TICK);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -36,10 +36,14 @@ pub async fn watch(broker: Arc<Broker>) {
                 let (task, outcome) = match done {
                     Ok(done) => done,
                     // A trial that panicked found out nothing good. The next one may.
-                    Err(error) => (error.id(), Outcome::Failed),
+                    Err(error) => (error.id(), Some(Outcome::Failed)),
                 };
-                if let Some(server) = under_way.remove(&task) {
-                    finish(&broker, &server, outcome);
+                if let Some((server, begun)) = under_way.remove(&task) {
+                    // One that is suspect may be full: a trial that waits behind requests that get ahead
+                    // says nothing.
+                    let waits = outcome.is_none() && broker.dispatch.gets_ahead(&server, begun);
+                    let silent = if waits { Outcome::Unjudged } else { Outcome::Failed };
+                    finish(&broker, &server, outcome.unwrap_or(silent));
                 }
                 continue;
             }
@@ -47,15 +51,13 @@ pub async fn watch(broker: Arc<Broker>) {
         broker.dispatch.tick();
         for (server, model) in broker.dispatch.trials_due(Instant::now()) {
             // One at a time for each server, so there are never more than servers.
-            if under_way.values().any(|id| id == server.id()) {
+            if under_way.values().any(|(id, _)| id == server.id()) {
                 continue;
             }
             let id = server.id().clone();
-            let task = trials.spawn(async move {
-                let outcome = tokio::time::timeout(LIMIT, ask(server, model)).await;
-                outcome.unwrap_or(Outcome::Failed)
-            });
-            under_way.insert(task.id(), id);
+            let task = trials
+                .spawn(async move { tokio::time::timeout(LIMIT, ask(server, model)).await.ok() });
+            under_way.insert(task.id(), (id, Instant::now()));
         }
     }
 }
@@ -113,7 +115,8 @@ mod tests {
     use crate::{
         admit::Admission,
         config,
-        pipeline::{Live, auth::Keys, count::Counters},
+        ids::Tier,
+        pipeline::{Live, auth::Keys, count::Counters, dispatch::Ask},
         servers::{Answer, CallError, Later},
         snapshot::{Health, ServedModel, ServerKind, ServerState},
         units::Tokens,
@@ -147,16 +150,48 @@ mod tests {
         }
     }
 
+    /// Never answers.
+    struct Mute(ServerId);
+
+    impl ModelServer for Mute {
+        fn id(&self) -> &ServerId {
+            &self.0
+        }
+
+        fn kind(&self) -> ServerKind {
+            ServerKind::OpenAi
+        }
+
+        fn send(&self, _call: Call) -> Later<'_, Result<Answer, CallError>> {
+            Box::pin(std::future::pending())
+        }
+
+        fn observe<'a>(&'a self, last: &'a ServerState) -> Later<'a, ServerState> {
+            Box::pin(std::future::ready(last.clone()))
+        }
+
+        fn count(&self, _route: Route, _body: Bytes) -> Later<'_, Option<Tokens>> {
+            Box::pin(std::future::ready(None))
+        }
+    }
+
     /// A broker with one server whose breaker is open.
     fn broker() -> (Arc<Broker>, Arc<AtomicU32>) {
+        let calls = Arc::new(AtomicU32::new(0));
+        let broker = broker_of(Arc::new(Panics("a".into(), Arc::clone(&calls))));
+        for _ in 0..broker.live.load().settings.breaker.failures {
+            broker.dispatch.report(&"a".into(), Outcome::Failed, Instant::now());
+        }
+        (broker, calls)
+    }
+
+    fn broker_of(server: Arc<dyn ModelServer>) -> Arc<Broker> {
         let key = "50d858e0985ecc7f60418aaf0cc5ab587f42c2570a884095a9e8ccacd0f6545c";
         let text = format!("[[tenants]]\nname = \"t\"\nkeys_sha256 = [\"{key}\"]\n");
         let settings = config::parse_text("test", &text).unwrap().settings;
-        let (keys, failures) = (Keys::new(&settings.tenants), settings.breaker.failures);
+        let keys = Keys::new(&settings.tenants);
         let admission = Admission::new(&settings.tenants, None, Instant::now());
         let broker = Broker::new(Live { settings, keys, admission, counters: Counters::default() });
-        let calls = Arc::new(AtomicU32::new(0));
-        let server = Arc::new(Panics("a".into(), Arc::clone(&calls)));
         let known = ServerState {
             health: Health::Up,
             models: vec![ServedModel::ready("m".into(), None)],
@@ -164,10 +199,41 @@ mod tests {
             ..ServerState::unknown("a".into(), ServerKind::OpenAi)
         };
         broker.dispatch.join(server, Arc::new(Notify::new()), known);
-        for _ in 0..failures {
-            broker.dispatch.report(&"a".into(), Outcome::Failed, Instant::now());
+        broker
+    }
+
+    /// A full server cannot answer a trial in time. One fault of a program once took it out for that.
+    #[tokio::test(start_paused = true)]
+    async fn a_suspect_server_that_gets_ahead_with_its_requests_is_not_failed_for_its_trials() {
+        let broker = broker_of(Arc::new(Mute("a".into())));
+        let mut ask = Ask {
+            model: "m".into(),
+            tenant: "t".into(),
+            tier: Tier::Standard,
+            tokens: Tokens(10),
+            sequences: 1,
+            span: Tokens::ZERO,
+            tried: Vec::new(),
+            deadline: Instant::now() + Duration::from_secs(60),
+            arrival: None,
+            recalls: 0,
+        };
+        let placement = broker.dispatch.turn(&mut ask).await.unwrap();
+        broker.dispatch.suspect(&"a".into());
+        let streams = async {
+            for _ in 0..120 {
+                tokio::time::sleep(Duration::from_secs(1)).await;
+                placement.hear(Instant::now());
+            }
+        };
+        tokio::select! {
+            () = streams => {}
+            () = watch(Arc::clone(&broker)) => unreachable!(),
         }
-        (broker, calls)
+        assert!(!broker.dispatch.servers()[0].breaker_open);
+        // It falls silent.
+        let _ = tokio::time::timeout(Duration::from_secs(60), watch(Arc::clone(&broker))).await;
+        assert!(broker.dispatch.servers()[0].breaker_open);
     }
 
     /// A trial that panicked once stayed under way for ever: its server was never tried again.

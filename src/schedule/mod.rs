@@ -46,6 +46,8 @@ pub struct Room {
     pub requests: u32,
     /// What it may still use of its GPUs' memory, where that grows with its work and can be told.
     pub memory: Option<MemoryRoom>,
+    /// Readings of its memory since start.
+    pub readings: u64,
     /// Requests that we placed there, by model, of models that are loaded when they are asked for.
     pub busy: BTreeMap<ModelName, u32>,
     /// Requests placed there since start; spreads work over idle servers.
@@ -65,6 +67,7 @@ impl Room {
             placed: 0,
             requests: 0,
             memory: None,
+            readings: 0,
             busy: BTreeMap::new(),
             placed_ever: 0,
         }
@@ -175,11 +178,12 @@ pub fn choose(rooms: &[Room], need: Need<'_>) -> Choice {
             }
             continue;
         }
+        // It would never take this one, so there is nothing to wait for here.
+        if room.size() < enough {
+            continue;
+        }
         choice = Choice::Full;
-        if room.size() >= enough
-            && room.fits(need)
-            && best.is_none_or(|(_, other)| order(room, other).is_lt())
-        {
+        if room.fits(need) && best.is_none_or(|(_, other)| order(room, other).is_lt()) {
             best = Some((index, room));
         }
     }

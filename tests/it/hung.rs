@@ -235,7 +235,7 @@ impl ModelServer for Prefills {
 }
 
 /// A broker whose one server has room for a hundred requests, and the bound that everybody has: 30 s.
-pub fn broker(server: Prefills) -> Arc<Broker> {
+pub fn broker(server: impl ModelServer + 'static) -> Arc<Broker> {
     let text = "[[tenants]]\nname = \"a\"\nkeys_sha256 = [\"50d858e0985ecc7f60418aaf0cc5ab587f42c2570a884095a9e8ccacd0f6545c\"]\n\
                 [relay]\nfirst_token_limit_s = 3600\n[probe]\nstale_after_s = 86400\n";
     let settings = config::parse_text("test", text).unwrap().settings;
@@ -248,7 +248,7 @@ pub fn broker(server: Prefills) -> Arc<Broker> {
 }
 
 /// What its probes say, always the same: no counter ever moves.
-fn health() -> ServerState {
+pub fn health() -> ServerState {
     ServerState {
         health: Health::Up,
         models: vec![ServedModel::ready("m".into(), None)],
@@ -257,7 +257,7 @@ fn health() -> ServerState {
     }
 }
 
-fn plane(percent: Option<u32>) -> Arc<GpuPlane> {
+pub fn plane(percent: Option<u32>) -> Arc<GpuPlane> {
     let mut gpu = GpuState::blank("GPU-a".into(), 0, "card".to_owned());
     gpu.utilisation_percent = percent;
     Arc::new(GpuPlane::Driver(DriverState {
@@ -299,7 +299,7 @@ async fn readings(
     }
 }
 
-async fn prompt(broker: Arc<Broker>, seconds: u64) -> bool {
+pub async fn prompt(broker: Arc<Broker>, seconds: u64) -> bool {
     let body = format!(
         r#"{{"model":"m","stream":true,"messages":[{{"role":"user","content":"{seconds}"}}]}}"#
     );

@@ -35,6 +35,7 @@ mod hangup;
 mod holding;
 mod holding_unprivileged;
 mod hung;
+mod hung_signs;
 mod judged;
 mod memo;
 mod memory_guard;

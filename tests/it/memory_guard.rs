@@ -8,10 +8,10 @@ use crate::support::{
 };
 use berthd::{
     holding::{Holdings, How, ServerHolding},
-    ids::GpuId,
-    pipeline::device::memory,
+    ids::{GpuId, Tier},
+    pipeline::{device::memory, dispatch::Ask},
     snapshot::{DriverState, GpuPlane, GpuProcess, GpuState},
-    units::Bytes,
+    units::{Bytes, Tokens},
 };
 use serde_json::{Value, json};
 use std::{
@@ -299,9 +299,25 @@ async fn a_reading_that_is_published_again_proves_nothing_more() {
         }))
     };
     let (publish, gpus) = watch::channel(plane(0, 1000, 5000));
+    // What it takes before it had any work would be no growth by work.
+    let mut ask = Ask {
+        model: "m".into(),
+        tenant: "a".into(),
+        tier: Tier::Standard,
+        tokens: Tokens(1),
+        sequences: 1,
+        span: Tokens::ZERO,
+        tried: Vec::new(),
+        deadline: start + Duration::from_secs(60),
+        arrival: None,
+        recalls: 0,
+    };
+    let works = broker.dispatch.turn(&mut ask).await.unwrap();
     let story = async {
         let left = || broker.dispatch.servers()[0].memory.unwrap().left_bytes;
         let above_floor = Bytes::mib(2000 - 512);
+        sleep(Duration::from_millis(10)).await;
+        drop(works);
         for _ in 0..6 {
             sleep(Duration::from_millis(10)).await;
             publish.send_replace(plane(1, 4000, 2000));

@@ -113,7 +113,7 @@ async fn next<T>(channel: &mut Option<mpsc::Receiver<T>>) -> T {
 struct Watch {
     broker: Arc<Broker>,
     faults: Faults,
-    /// The servers whose GPUs are known.
+    /// The servers whose GPUs are known, or were.
     servers: BTreeMap<ServerId, OnGpus>,
     /// When an event of each GPU was logged last.
     logged: BTreeMap<Option<GpuId>, Instant>,
@@ -121,6 +121,7 @@ struct Watch {
 
 /// One server and its GPUs.
 struct OnGpus {
+    /// None while they are not known any more.
     gpus: Vec<GpuId>,
     /// When they were known last.
     known_at: Instant,
@@ -235,11 +236,14 @@ impl Watch {
             }
             let here = here.iter().any(|(other, _)| other == id);
             let known = now.saturating_duration_since(server.known_at) < REMEMBER;
-            if here && !known {
-                // It computes elsewhere by now, for all that is known.
+            if here && !known && !server.gpus.is_empty() {
+                // It computes elsewhere by now, for all that is known. Its processes stay known: what comes
+                // back after a long start is told from what was there before.
+                server.gpus.clear();
+                server.stopped = false;
                 dispatch.set_footing(id, Footing::default());
             }
-            here && known
+            here
         });
         self.end_by_restart();
     }

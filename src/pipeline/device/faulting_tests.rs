@@ -294,6 +294,29 @@ async fn application_faults_end_when_every_server_of_the_gpu_has_a_new_process()
     assert_eq!((desk.view("one").footing.stop, desk.view("two").footing.stop), (None, None));
 }
 
+/// A server that took longer to start than its GPUs are remembered once passed for the one from before the
+/// faults, and stayed stopped.
+#[tokio::test(start_paused = true)]
+async fn a_server_that_is_long_in_starting_is_known_for_a_new_process() {
+    let desk = Desk::new("").await;
+    desk.hold("three", &[1], &[30]);
+    for _ in 0..3 {
+        desk.xid(1, 31).await;
+        desk.seconds(2).await;
+    }
+    assert_eq!(desk.condition(1), Condition::Draining);
+    desk.broker.devices.hold(Holdings::default());
+    desk.seconds(150).await;
+    assert_eq!(desk.view("three").footing.stop, None, "nobody knows where it is");
+    assert_eq!(desk.condition(1), Condition::Draining, "nor whether it was started anew");
+    desk.hold("three", &[1], &[31]);
+    desk.seconds(1).await;
+    assert!(desk.view("three").footing.stop.is_some(), "until the card was calm for a while");
+    desk.seconds(32).await;
+    assert_eq!(desk.condition(1), Condition::Ok);
+    assert_eq!(desk.view("three").footing.stop, None);
+}
+
 #[tokio::test(start_paused = true)]
 async fn the_last_known_gpus_hold_for_a_while_and_without_a_driver_for_ever() {
     let desk = Desk::new("").await;

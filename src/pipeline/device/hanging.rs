@@ -68,7 +68,9 @@ fn judge(
     rules: Rules,
     now: Instant,
 ) {
-    let Heard { server, busy_since, last_byte, load, hung_at } = heard;
+    let Heard { server, busy_since, last_byte, loading, load, hung_at } = heard;
+    // What is read from a disk keeps no GPU busy.
+    let gpus = if *loading { Sight::Unknown } else { gpus };
     let signs = Signs { busy_since: *busy_since, last_byte: *last_byte, load, gpus };
     let silence = watch.look(&signs, rules, now);
     if let Some(hung_at) = hung_at {

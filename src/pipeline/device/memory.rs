@@ -125,6 +125,7 @@ impl Guard {
             pids: &holding.pids,
             memory,
             loaded: placed.loaded,
+            loading: placed.loading,
             placed: placed.tokens,
             foreign: &foreign,
         };

@@ -2,6 +2,7 @@
 
 use super::{Dispatch, Footing};
 use crate::ids::ServerId;
+use tokio::time::Instant;
 
 impl Dispatch {
     /// What the devices under a server say. False if that is nothing new, or there is no such server.
@@ -25,6 +26,13 @@ impl Dispatch {
         berth.suspect = true;
         berth.nudge.notify_one();
         true
+    }
+
+    /// Whether requests are still let through to a server, and it said something on one of them since then.
+    pub fn gets_ahead(&self, id: &ServerId, since: Instant) -> bool {
+        let state = self.lock();
+        let berth = state.berths.get(id).filter(|berth| !berth.breaker.is_open());
+        berth.is_some_and(|berth| berth.pulse.heard() > since)
     }
 
     /// Every server, and how often it came up. What comes back may be another process.

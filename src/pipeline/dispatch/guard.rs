@@ -27,6 +27,8 @@ pub struct Placed {
     pub on_demand: bool,
     /// What its loaded models take then.
     pub loaded: Bytes,
+    /// It loads one now.
+    pub loading: bool,
 }
 
 impl Dispatch {
@@ -43,6 +45,7 @@ impl Dispatch {
                 local: berth.server.address().is_some_and(|(host, _)| is_loopback(host)),
                 tokens: room.placed_tokens,
                 on_demand: room.models.iter().any(|model| model.loading.is_some()),
+                loading: room.is_loading(),
                 loaded: loaded.fold(Bytes::ZERO, |sum, loading| sum.plus(loading.memory)),
             })
         });

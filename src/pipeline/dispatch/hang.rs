@@ -22,6 +22,8 @@ pub struct Heard {
     pub busy_since: Option<Instant>,
     /// When the last byte came from it that was no comment, on any request; when it joined, before any did.
     pub last_byte: Instant,
+    /// It loads a model that a request of ours asked for: a long silence, in which GPUs need not compute.
+    pub loading: bool,
     /// How busy it said it is, last.
     pub load: Load,
     /// When it was taken out because it hung, if it is.
@@ -32,16 +34,18 @@ impl Dispatch {
     /// What is heard of each server.
     pub fn heard(&self) -> Vec<Heard> {
         let state = self.lock();
-        let berths = state.berths.iter().filter(|(_, berth)| !berth.leaving);
-        berths
-            .map(|(id, berth)| Heard {
-                server: id.clone(),
+        let heard = state.rooms.iter().filter_map(|room| {
+            let berth = state.berths.get(&room.id).filter(|berth| !berth.leaving)?;
+            Some(Heard {
+                server: room.id.clone(),
                 busy_since: berth.busy_since,
                 last_byte: berth.pulse.heard(),
+                loading: room.is_loading(),
                 load: berth.state.load.clone(),
                 hung_at: berth.hung.as_ref().map(|hung| hung.at),
             })
-            .collect()
+        });
+        heard.collect()
     }
 
     /// A server hangs: nothing new goes there until it answers a trial or gets ahead again, and the requests

@@ -28,8 +28,8 @@ const FORGETS: f64 = 0.75;
 /// Foreign memory may move by this much without anybody having taken any: contexts and displays breathe.
 const BREATH: Bytes = Bytes::mib(64);
 
-/// Readings that must agree on what is loaded before a new least counts: the server's word and the card's
-/// do not come in the same moment.
+/// Readings that must agree on what is loaded before a new least counts, or growth teaches anything: the server's
+/// word and the card's do not come in the same moment.
 const STEADY: u8 = 3;
 
 /// What a token is taken to need until work teaches it. llama.cpp, and Ollama by it, allocate their cache when a model
@@ -56,6 +56,8 @@ pub struct Reading<'a> {
     pub memory: Bytes,
     /// What loaded models take of it, of a server that loads them when they are asked for.
     pub loaded: Bytes,
+    /// It loads a model now, which is not in `loaded` yet.
+    pub loading: bool,
     /// Tokens placed there.
     pub placed: Tokens,
     /// What foreign processes hold on its cards.
@@ -78,12 +80,16 @@ pub struct Grown {
 pub struct Growth {
     pids: Vec<u32>,
     least: Option<Bytes>,
+    /// Growth when no model was on its way last.
+    growth: Bytes,
     loaded: Bytes,
     steady: u8,
     foreign: BTreeMap<GpuId, Bytes>,
     most_placed: Tokens,
     most_growth: Bytes,
     works: bool,
+    /// This process had work of ours.
+    worked: bool,
     learned: Option<f64>,
 }
 
@@ -97,20 +103,34 @@ impl Growth {
         if !reading.pids.is_empty() {
             self.pids = reading.pids.to_vec();
         }
-        self.steady = match reading.loaded == self.loaded {
+        self.steady = match reading.loaded == self.loaded && !reading.loading {
+            // A process that loads nothing has nothing to wait for.
+            true if self.least.is_none() => STEADY,
             true => self.steady.saturating_add(1),
             false => 0,
         };
         self.loaded = reading.loaded;
         let own = reading.memory.less(reading.loaded);
+        self.worked |= reading.placed > Tokens::ZERO;
         let least = match self.least {
-            Some(least) if own >= least || self.steady < STEADY => least,
-            _ => own,
+            // Out of sight, or on its way into the card: what that means is seen later.
+            Some(least) if reading.pids.is_empty() || (reading.loading && self.worked) => least,
+            // Memory that came before any work was no growth by it: weights on their way into the card.
+            Some(_) if !self.worked => own,
+            // What a model takes beside itself comes and goes with it: growth is what it was before.
+            Some(_) if self.steady < STEADY => own.less(self.growth),
+            Some(least) => least.min(own),
+            None => own,
         };
-        self.least = Some(least);
         let growth = own.less(least);
+        if !reading.pids.is_empty() {
+            self.least = Some(least);
+            self.growth = if self.steady < STEADY { self.growth } else { growth };
+        }
         let undisturbed = self.undisturbed(reading.foreign);
-        self.learn(growth, reading.placed, default);
+        if self.steady >= STEADY && !reading.pids.is_empty() {
+            self.learn(growth, reading.placed, default);
+        }
         let per_token = self.learned.map_or(default, |bytes| Bytes(bytes as u64));
         Grown { growth, per_token, undisturbed }
     }
@@ -158,6 +178,7 @@ mod tests {
             pids: &[pid],
             memory: Bytes::mib(mib),
             loaded: Bytes::ZERO,
+            loading: false,
             placed: Tokens(placed),
             foreign: &foreign(0),
         };
@@ -181,7 +202,7 @@ mod tests {
     #[test]
     fn more_counts_at_once_and_less_step_by_step() {
         let mut growth = Growth::default();
-        take(&mut growth, 1, 1000, 0);
+        (0..STEADY).for_each(|_| _ = take(&mut growth, 1, 1000, 0));
         assert_eq!(take(&mut growth, 1, 1200, 100).per_token, DEFAULT, "too little to learn from");
         let high = take(&mut growth, 1, 1512, 1024).per_token;
         assert_eq!(high, Bytes(640 << 10), "half a MiB and a quarter on top");
@@ -200,10 +221,90 @@ mod tests {
     #[test]
     fn memory_that_does_not_grow_is_learned_when_the_work_is_done() {
         let mut growth = Growth::default();
-        take(&mut growth, 1, 1000, 0);
+        (0..STEADY).for_each(|_| _ = take(&mut growth, 1, 1000, 0));
         // It has only just begun: nothing is proven.
         assert_eq!(take(&mut growth, 1, 1000, 4096).per_token, DEFAULT);
         assert_eq!(take(&mut growth, 1, 1000, 0).per_token, Bytes(1024));
+    }
+
+    /// A server that is seen while it starts once learned that its tokens take what its weights take.
+    #[test]
+    fn weights_on_their_way_into_the_card_are_no_growth() {
+        let mut growth = Growth::default();
+        for mib in [500, 4000, 12_000, 20_000] {
+            assert_eq!(take(&mut growth, 1, mib, 0).growth, Bytes::ZERO);
+        }
+        let works = take(&mut growth, 1, 20_064, 1024);
+        assert_eq!((works.growth, works.per_token), (Bytes::mib(64), DEFAULT));
+        assert_eq!(
+            take(&mut growth, 1, 20_064, 0).growth,
+            Bytes::mib(64),
+            "what stays of work is growth"
+        );
+    }
+
+    /// The request that a model is loaded for is placed long before the server tells of the model.
+    #[test]
+    fn a_model_that_is_loaded_for_a_request_teaches_nothing_of_its_tokens() {
+        let mut growth = Growth::default();
+        let foreign = foreign(0);
+        let mut at = |memory, loaded, loading| {
+            let reading = Reading {
+                pids: &[1],
+                memory: Bytes::mib(memory),
+                loaded: Bytes::mib(loaded),
+                loading,
+                placed: Tokens(1000),
+                foreign: &foreign,
+            };
+            growth.take(reading, DEFAULT)
+        };
+        for memory in [500, 500, 500, 500, 4000, 8000, 9100] {
+            let grown = at(memory, 0, memory > 500);
+            assert_eq!((grown.growth, grown.per_token), (Bytes::mib(memory - 500), DEFAULT));
+        }
+        // It brings 600 MiB of its own.
+        for _ in 0..8 {
+            let grown = at(9100, 8000, false);
+            assert_eq!((grown.growth, grown.per_token), (Bytes::ZERO, DEFAULT));
+        }
+    }
+
+    /// Ollama has no process on a card until a request makes it load a model.
+    #[test]
+    fn the_first_process_is_not_measured_against_none() {
+        let mut growth = Growth::default();
+        let foreign = foreign(0);
+        let mut at = |pids, memory, loaded, loading| {
+            let (memory, loaded) = (Bytes::mib(memory), Bytes::mib(loaded));
+            let placed = Tokens(1000);
+            growth
+                .take(Reading { pids, memory, loaded, loading, placed, foreign: &foreign }, DEFAULT)
+        };
+        (0..4).for_each(|_| _ = at(&[], 0, 0, true));
+        (0..4).for_each(|_| _ = at(&[1], 5000, 0, true));
+        for _ in 0..8 {
+            let grown = at(&[1], 8600, 8000, false);
+            assert_eq!((grown.growth, grown.per_token), (Bytes::ZERO, DEFAULT));
+        }
+    }
+
+    /// Its processes may be out of sight for a moment.
+    #[test]
+    fn a_server_out_of_sight_does_not_hold_nothing() {
+        let mut growth = Growth::default();
+        (0..4).for_each(|_| _ = take(&mut growth, 1, 1000, 1));
+        let foreign = foreign(0);
+        let nobody = Reading {
+            pids: &[],
+            memory: Bytes::ZERO,
+            loaded: Bytes::ZERO,
+            loading: false,
+            placed: Tokens(1000),
+            foreign: &foreign,
+        };
+        assert_eq!(growth.take(nobody, DEFAULT).growth, Bytes::ZERO);
+        assert_eq!(take(&mut growth, 1, 1000, 1000).growth, Bytes::ZERO);
     }
 
     #[test]
@@ -215,6 +316,7 @@ mod tests {
                 pids: &[1],
                 memory: Bytes::mib(1000),
                 loaded: Bytes::ZERO,
+                loading: false,
                 placed: Tokens::ZERO,
                 foreign: &foreign,
             };
@@ -233,7 +335,8 @@ mod tests {
                 pids: &[1],
                 memory: Bytes::mib(memory),
                 loaded: Bytes::mib(loaded),
-                placed: Tokens::ZERO,
+                loading: false,
+                placed: Tokens(1),
                 foreign: &foreign(0),
             };
             growth.take(reading, DEFAULT).growth
@@ -243,8 +346,9 @@ mod tests {
         }
         assert_eq!(at(500, 8000), Bytes::ZERO, "told before it is seen");
         assert_eq!(at(8500, 8000), Bytes::ZERO);
-        for _ in 0..4 {
-            assert_eq!(at(8600, 8000), Bytes::mib(100));
+        for _ in 0..STEADY {
+            assert_eq!(at(8500, 8000), Bytes::ZERO);
         }
+        assert_eq!(at(8600, 8000), Bytes::mib(100));
     }
 }

@@ -163,6 +163,12 @@ impl Room {
         (!loading.loaded && !self.busy.contains_key(model)).then_some(loading.memory)
     }
 
+    /// It loads a model that a request of ours asked for.
+    pub fn is_loading(&self) -> bool {
+        let mut used = self.models.iter().filter(|served| self.busy.contains_key(&served.name));
+        used.any(|served| served.loading.is_some_and(|loading| !loading.loaded))
+    }
+
     /// What the server would unload itself to make room for a model: those loaded that nobody uses.
     fn unloadable(&self, model: &ModelName, busy: bool) -> Bytes {
         let loaded = self.models.iter().filter(|served| {
@@ -246,6 +252,8 @@ impl Room {
         let loading = loading.fold(Bytes::ZERO, |sum, one| sum.plus(one.memory));
         let demand = times(self.placed_tokens, held.per_token).plus(loading);
         let before = self.memory.take().unwrap_or_default();
+        // Never that of a promise from before: neither one of nothing, nor one of an earlier guard.
+        self.readings = self.readings.wrapping_add(1).max(1);
         let mut idle_growth = before.idle_growth;
         idle_growth.rotate_right(1);
         if let Some(first) = idle_growth.first_mut() {
@@ -256,8 +264,7 @@ impl Room {
             since: Bytes::ZERO,
             idle_growth,
             kept: idle_growth.into_iter().min().unwrap_or_default(),
-            // Never that of a promise from before there was any memory to promise.
-            reading: before.reading.wrapping_add(1).max(1),
+            reading: self.readings,
             per_token: held.per_token,
             cards: held.cards,
             load_cards: held.load_cards,

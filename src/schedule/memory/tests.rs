@@ -196,6 +196,31 @@ fn a_cramped_server_is_told_from_a_full_one() {
     );
 }
 
+/// A small server once made a large request wait for it, in front of all others, though it would never take it.
+#[test]
+fn a_server_that_is_too_small_is_nothing_to_wait_for() {
+    let model: ModelName = "m".into();
+    let mut small = room("small");
+    small.capacity.kv_tokens = Some(Tokens(100));
+    let mut house = House::new(vec![room("large"), small], 0);
+    house.read(1500, &[held(0, false), None]);
+    assert_eq!(choose(&house.rooms, need(&model, 1001)), Choice::Cramped);
+    assert_eq!(choose(&house.rooms, need(&model, 50)), Choice::Here(0));
+}
+
+/// A driver that went and came back once made old promises count as new ones, which gave memory back twice.
+#[test]
+fn a_promise_from_before_the_guard_began_anew_gives_nothing_back() {
+    let mut house = House::new(vec![room("a")], 0);
+    house.read(1500, &[held(0, false)]);
+    let old = house.place(0, 600).unwrap();
+    house.read(1500, &[None]);
+    house.read(1500, &[held(600, false)]);
+    let _new = house.place(0, 1000).unwrap();
+    house.end(0, 600, old);
+    assert_eq!(house.place(0, 1), None);
+}
+
 #[test]
 fn a_model_is_loaded_only_into_room_that_is_there_or_would_be_made() {
     let on_demand = |name: &str, gib: u64, loaded| ServedModel {
