@@ -182,6 +182,9 @@ impl Parts {
         for (server, config) in made {
             self.watch(server, &probe, config, Origin::Configured);
         }
+        // Those that were only told of so far; nothing new need be found for them.
+        let offers = Arc::clone(&self.broker.devices.watch_offers().borrow());
+        self.adopt_offered(&offers);
         self.broker.trust.wake();
         let mut what = format!(
             "Reloaded: {kept} servers kept, {changed} new or changed, {} removed.",
@@ -256,13 +259,18 @@ pub(super) fn named(config: &config::Server) -> impl Iterator<Item = ModelName> 
     config.models.iter().cloned().chain(own)
 }
 
+/// What the thread that reads the GPUs is started with; the other keys hold from the reload on.
+fn gpu_at_start(gpu: &config::Gpu) -> impl PartialEq + '_ {
+    (gpu.enabled, &gpu.nvml_library, gpu.period, gpu.fast_period, gpu.stale_after)
+}
+
 /// Settings that only take effect at start.
 fn restart_keys(before: &Settings, after: &Settings) -> Vec<&'static str> {
     let mut keys = Vec::new();
     if before.listen != after.listen {
         keys.push("listen");
     }
-    if before.gpu != after.gpu {
+    if gpu_at_start(&before.gpu) != gpu_at_start(&after.gpu) {
         keys.push("gpu");
     }
     if before.threads != after.threads {
