@@ -185,7 +185,8 @@ fn hear(nvml: &Nvml, stop: &AtomicBool, sink: &Sink) {
         match raw::wait(nvml, &set, SLICE_MS) {
             Ok(event) => {
                 let event = translate(&cards, &event);
-                tracing::info!(gpu = ?event.gpu, kind = ?event.kind, "a GPU event");
+                // Whoever takes it says it to people, once for a storm of them.
+                tracing::debug!(gpu = ?event.gpu, kind = ?event.kind, "a GPU event");
                 sink.give(event);
             }
             Err(NvmlError::Timeout) => {}
