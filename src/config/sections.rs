@@ -175,6 +175,10 @@ pub(super) fn tokens(section: &mut Section<'_>) -> TokenCounts {
     }
 }
 
+/// Readings of the GPUs that a hang must show in: four gaps between them, and one to spare, since a round takes
+/// time, too.
+const HUNG_READINGS_LEAST: u32 = 5;
+
 /// `[gpu]`
 pub(super) fn gpu(section: &mut Section<'_>) -> Gpu {
     let gpu = Gpu {
@@ -199,6 +203,13 @@ pub(super) fn gpu(section: &mut Section<'_>) -> Gpu {
     if gpu.stale_after <= gpu.period {
         let what = "readings would be unknown before the next round";
         section.error("stale_after_s", what, "make it longer than `period_s`");
+    }
+    let between =
+        if gpu.fast_period.is_zero() { gpu.period } else { gpu.period.min(gpu.fast_period) };
+    if !gpu.hung_after.is_zero() && gpu.hung_after < between * HUNG_READINGS_LEAST {
+        let what = "the GPUs are read too seldom to tell a hang in this time";
+        let remedy = "make it at least five times `period_s`, or 0 to tell none";
+        section.error("hung_after_s", what, remedy);
     }
     if let Some(library) = &gpu.nvml_library
         && !library.is_absolute()

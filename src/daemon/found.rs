@@ -406,6 +406,43 @@ mod tests {
         assert_eq!(names(&parts), ["mine"], "those that stay down are forgotten");
     }
 
+    // They were listed for ever as servers without an entry: nothing new was found, so nobody looked.
+    #[tokio::test(start_paused = true)]
+    async fn a_reload_that_wants_servers_on_gpus_takes_those_that_were_told_of() {
+        let told = Offered {
+            kind: ServerKind::Vllm,
+            host: "127.0.0.1".to_owned(),
+            port: 1,
+            models: vec!["m".into()],
+            version: None,
+            gpus: BTreeSet::new(),
+            pid: 41,
+        };
+        let adopts = settings("[gpu]\nfound_servers = \"adopt\"\n[probe]\ndiscover = false\n");
+        let mut parts = parts(settings(""), adopts).await;
+        parts.broker.devices.offer(vec![told]);
+        let outcome = parts.try_reload().await.unwrap();
+        assert_eq!(names(&parts), ["vllm-1"]);
+        assert!(!outcome.contains("restart"), "{outcome}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_reload_says_which_settings_of_gpus_it_could_not_take() {
+        for (key, restart) in [
+            ("drain = false", false),
+            ("hung_after_s = 5", false),
+            ("memory_floor_mib = 1", false),
+            ("found_servers = \"off\"", false),
+            ("period_s = 2", true),
+            ("stale_after_s = 9", true),
+            ("enabled = false", true),
+        ] {
+            let mut parts = parts(settings(""), settings(&format!("[gpu]\n{key}\n"))).await;
+            let outcome = parts.try_reload().await.unwrap();
+            assert_eq!(outcome.contains("Needs a restart: gpu"), restart, "{key}: {outcome}");
+        }
+    }
+
     // A change of a timeout loaded every embedded model a second time, beside the first.
     #[tokio::test(start_paused = true)]
     async fn a_change_of_rules_loads_no_embedded_model_again() {

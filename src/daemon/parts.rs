@@ -182,6 +182,9 @@ impl Parts {
         for (server, config) in made {
             self.watch(server, &probe, config, Origin::Configured);
         }
+        // Those that were only told of so far; nothing new need be found for them.
+        let offers = Arc::clone(&self.broker.devices.watch_offers().borrow());
+        self.adopt_offered(&offers);
         self.broker.trust.wake();
         let mut what = format!(
             "Reloaded: {kept} servers kept, {changed} new or changed, {} removed.",
@@ -263,6 +266,7 @@ fn gpu_restart_keys(before: &config::Gpu, after: &config::Gpu) -> Vec<&'static s
         ("gpu.nvml_library", before.nvml_library != after.nvml_library),
         ("gpu.period_s", before.period != after.period),
         ("gpu.fast_period_s", before.fast_period != after.fast_period),
+        ("gpu.stale_after_s", before.stale_after != after.stale_after),
     ];
     changed.into_iter().filter(|(_, changed)| *changed).map(|(key, _)| key).collect()
 }

@@ -190,6 +190,7 @@ impl Machine {
     pub(super) fn health(&self, gpu: GpuId) -> GpuHealth {
         GpuHealth {
             gpu,
+            index: self.index,
             condition: self.told,
             reasons: self.reasons(),
             needs: self.needs(),

@@ -113,6 +113,8 @@ impl Needs {
 pub struct GpuHealth {
     /// Which.
     pub gpu: GpuId,
+    /// Position in the driver's list, or the last one it had there.
+    pub index: Option<u32>,
     /// Its state.
     pub condition: Condition,
     /// Why, in words, the gravest first.

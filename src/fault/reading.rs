@@ -271,7 +271,8 @@ impl Machine {
         let heat = gpu.temperature_c.zip(gpu.slowdown_c);
         let hot = heat.map(|(is, most)| most > 0 && is >= most);
         if self.memory.hot.look(hot, now, SLOW_ENTER, SLOW_LEAVE) {
-            if let Some((is, most)) = heat {
+            // While it cools down, the text stays with the heat that it had.
+            if let Some((is, most)) = heat.filter(|_| hot == Some(true)) {
                 let text = format!("it is at {is} °C; from {most} °C on it slows down");
                 self.hold(Cause::Hot, Finding::degraded(None, text, UNSURE_WEIGHT));
             }

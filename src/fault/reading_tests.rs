@@ -110,7 +110,10 @@ fn heat_counts_while_it_lasts() {
     desk.seconds(4);
     assert_eq!(desk.is(0), (Degraded, None));
     change(&mut desk, |gpu| gpu.temperature_c = Some(80));
-    desk.seconds(41);
+    desk.seconds(4);
+    let reasons = desk.health(&desk.gpus[0].id).reasons;
+    assert_eq!(reasons, ["it is at 90 °C; from 90 °C on it slows down"], "80 were no reason");
+    desk.seconds(37);
     assert_eq!(desk.is(0), (Ok, None));
 }
 

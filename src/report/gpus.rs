@@ -44,9 +44,9 @@ pub struct Gpus {
 pub struct Gpu {
     /// NVML UUID.
     pub uuid: String,
-    /// Position in the driver's list.
-    pub index: u32,
-    /// Product name.
+    /// Position in the driver's list, or the last one it had there; `None` if it was never listed.
+    pub index: Option<u32>,
+    /// Product name; empty where the driver does not list it.
     pub name: String,
     /// What a MIG device is a part of.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -128,6 +128,8 @@ pub fn gpus(broker: &Broker, plane: &GpuPlane) -> Gpus {
     let (health, holdings) = (broker.devices.health(), broker.devices.holdings());
     let mut gpus = readings(plane, &live.settings.gpu);
     gpus.found_servers = broker.devices.offers().to_vec();
+    let unlisted = health.iter().filter_map(|health| unlisted(&gpus, health));
+    gpus.list.extend(unlisted.collect::<Vec<_>>());
     for gpu in &mut gpus.list {
         let id = GpuId::from(gpu.uuid.as_str());
         if let Some(health) = health.iter().find(|health| health.gpu == id) {
@@ -175,6 +177,16 @@ pub fn readings(plane: &GpuPlane, rules: &config::Gpu) -> Gpus {
     }
 }
 
+/// A card that the driver does not list, of which something is known all the same: it is gone, or was sick
+/// when the driver went. Whoever mends the host must see it.
+fn unlisted(gpus: &Gpus, health: &GpuHealth) -> Option<Gpu> {
+    let is_listed = gpus.list.iter().any(|gpu| gpu.uuid == health.gpu.as_str());
+    (!is_listed && gpus.state != "off").then(|| {
+        let blank = GpuState::blank(health.gpu.clone(), health.index.unwrap_or(0), String::new());
+        Gpu { index: health.index, ..gpu(&blank, true) }
+    })
+}
+
 fn judge(gpu: &mut Gpu, health: &GpuHealth) {
     gpu.condition = health.condition;
     gpu.reasons.clone_from(&health.reasons);
@@ -193,7 +205,7 @@ fn gpu(state: &GpuState, stale: bool) -> Gpu {
     };
     Gpu {
         uuid: state.id.to_string(),
-        index: state.index,
+        index: Some(state.index),
         name: state.name.clone(),
         mig: state.mig.clone(),
         pci_bus_id: state.pci_bus_id.clone(),

@@ -10,11 +10,14 @@ use crate::support::{
     raw::PATIENCE,
 };
 use berthd::{
-    config,
+    config::{self, FoundOnGpu},
     daemon::{Daemon, Fatal},
+    fault::{Condition, GpuHealth, Needs},
     holding::{Holdings, How, Owner},
     ids::GpuId,
     pipeline::Broker,
+    report,
+    snapshot::GpuPlane,
     systemd::{Listeners, Notifier},
     units::Bytes,
 };
@@ -41,7 +44,8 @@ struct Host {
     driver: FakeNvml,
     stop: oneshot::Sender<()>,
     running: JoinSet<Result<(), Fatal>>,
-    _hangups: mpsc::Sender<()>,
+    /// A message reads the configuration again: the same, but that servers on GPUs are left alone.
+    hangups: mpsc::Sender<()>,
     _folder: TempDir,
 }
 
@@ -61,7 +65,8 @@ impl Host {
             Ok(loaded) => loaded.settings,
             Err(problems) => panic!("{problems}\n{text}"),
         };
-        let again = settings.clone();
+        let mut again = settings.clone();
+        again.gpu.found = FoundOnGpu::Off;
         let reread = Box::new(move || Ok(again.clone()));
         let daemon = Daemon::build(settings, Listeners::default(), Notifier::default(), reread)
             .await
@@ -71,7 +76,7 @@ impl Host {
         let (hangups, hung_up) = mpsc::channel(1);
         let mut running = JoinSet::new();
         running.spawn(daemon.run(async { drop(stopped.await) }, hung_up, || {}));
-        Self { broker, data, driver, stop, running, _hangups: hangups, _folder: folder }
+        Self { broker, data, driver, stop, running, hangups, _folder: folder }
     }
 
     /// Waits until the holdings say so.
@@ -291,6 +296,42 @@ async fn a_model_server_on_a_gpu_is_adopted_where_that_is_wanted() {
     .await;
     assert_ne!(at, host.data);
     drop(found);
+    host.close().await;
+}
+
+#[tokio::test]
+async fn servers_on_gpus_are_told_of_until_that_is_switched_off() {
+    let (found, child, at) = server("127.0.0.1:0", "found-model");
+    let state = driver(&[card(0, 50, &[(child, 40)])]);
+    let host = Host::open(&state, "", "").await;
+    let told = || host.broker.devices.offers().iter().any(|offer| offer.port == at.port());
+    eventually("it is told of", || async { told().then_some(()) }).await;
+    host.hangups.send(()).await.unwrap();
+    eventually("it is told of no more", || async { (!told()).then_some(()) }).await;
+    drop(found);
+    host.close().await;
+}
+
+// It vanished from all reports, and with it what the operator had to do.
+#[tokio::test]
+async fn a_card_that_is_gone_stays_in_the_report() {
+    let host = Host::open(&driver(&[card(0, 50, &[]), card(1, 50, &[])]), "", "").await;
+    host.until("both are read", |holdings| (holdings.gpus.len() == 2).then_some(())).await;
+    host.driver.set(&driver(&[card(0, 50, &[])]));
+    let gone = GpuId::from("GPU-1");
+    let report = eventually("it is lost", || async {
+        let health = host.broker.devices.health();
+        let lost = |one: &GpuHealth| one.gpu == gone && one.condition == Condition::Lost;
+        // As it would be with the driver gone as well: nothing else knows of the card.
+        let plane = GpuPlane::NoDriver("away".to_owned());
+        health.iter().any(lost).then(|| report::gpus::gpus(&host.broker, &plane))
+    })
+    .await;
+    let card = report.list.iter().find(|gpu| gpu.uuid == "GPU-1").unwrap();
+    assert_eq!((card.index, card.condition), (Some(1), Condition::Lost));
+    assert_eq!(card.needs, Some(Needs::RebootHost));
+    assert_eq!(card.reasons, ["the driver does not list it any more"]);
+    assert_eq!(report.list.len(), 2, "the other one is not known to be well either");
     host.close().await;
 }
 

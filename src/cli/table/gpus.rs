@@ -8,15 +8,24 @@ use std::fmt::Write;
 /// What needs a person, one line each.
 pub(super) fn troubles(report: &Value) -> Vec<String> {
     let gpus = report.get("gpus").unwrap_or(&Value::Null);
-    let mut lines: Vec<String> = list(gpus, "list").iter().filter_map(trouble).collect();
-    if text(gpus, "state") == "stale" {
-        let age = gpus.get("age_s").and_then(Value::as_f64).unwrap_or(0.0);
-        lines.push(format!("GPUs: the driver has not answered for {}", span(age)));
+    let mut lines: Vec<String> =
+        list(gpus, "list").iter().filter_map(|gpu| trouble(report, gpu)).collect();
+    match text(gpus, "state") {
+        "stale" => {
+            let age = gpus.get("age_s").and_then(Value::as_f64).unwrap_or(0.0);
+            lines.push(format!("GPUs: the driver has not answered for {}", span(age)));
+        }
+        // A host that never had a driver lacks nothing; one that had one does.
+        "no_driver" if !list(gpus, "list").is_empty() => {
+            lines.push(format!("GPUs: {}", sentence(text(gpus, "why"))));
+        }
+        _ => {}
     }
+    lines.extend(list(report, "servers").iter().filter_map(|server| unknown_gpus(gpus, server)));
     lines
 }
 
-fn trouble(gpu: &Value) -> Option<String> {
+fn trouble(report: &Value, gpu: &Value) -> Option<String> {
     let condition = text(gpu, "condition");
     // An unknown card is told of once for all, above; a degraded one works.
     if !matches!(condition, "draining" | "lost" | "suspect") {
@@ -29,7 +38,7 @@ fn trouble(gpu: &Value) -> Option<String> {
     if let Some(needs) = needs(gpu) {
         let _ = write!(line, "; NEEDS {needs}");
     }
-    let servers = servers(gpu);
+    let servers = stopped(report, gpu);
     if !servers.is_empty() && condition != "suspect" {
         let _ = write!(line, "; nothing new goes to {servers}");
     }
@@ -38,7 +47,33 @@ fn trouble(gpu: &Value) -> Option<String> {
 
 fn name(gpu: &Value) -> String {
     let part = if gpu.get("mig").is_some() { "MIG device of GPU" } else { "GPU" };
-    format!("{part} {} ({})", show(whole(gpu, "/index")), shown(text(gpu, "name")))
+    // A card that the driver does not list has no name any more, perhaps never had an index.
+    let who = Some(text(gpu, "name")).filter(|name| !name.is_empty() && *name != "-");
+    format!("{part} {} ({})", show(whole(gpu, "/index")), shown(who.unwrap_or(text(gpu, "uuid"))))
+}
+
+/// The servers on it that get nothing new: with `gpu.drain = false` none, whatever the card has.
+fn stopped(report: &Value, gpu: &Value) -> String {
+    let is_stopped = |name: &&str| {
+        let mut all = list(report, "servers").iter();
+        all.any(|server| text(server, "name") == *name && server.get("stopped").is_some())
+    };
+    let names = list(gpu, "servers").iter().filter_map(Value::as_str);
+    names.filter(is_stopped).map(shown).collect::<Vec<_>>().join(", ")
+}
+
+/// GPUs that a server's entry names and of which nobody ever heard: no fault of them would stop it.
+fn unknown_gpus(gpus: &Value, server: &Value) -> Option<String> {
+    if text(gpus, "state") != "ok" || server.pointer("/on/how")?.as_str()? != "configured" {
+        return None;
+    }
+    let known = |uuid: &str| list(gpus, "list").iter().any(|gpu| text(gpu, "uuid") == uuid);
+    let named = server.pointer("/on/gpus")?.as_object()?.keys();
+    let unknown: Vec<String> = named.filter(|uuid| !known(uuid)).map(|uuid| shown(uuid)).collect();
+    (!unknown.is_empty()).then(|| {
+        let name = shown(text(server, "name"));
+        format!("server {name}: its entry names {}, which is no GPU here", unknown.join(", "))
+    })
 }
 
 /// What the operator must do, as a command reads.
@@ -116,7 +151,7 @@ pub(super) fn write(report: &Value, out: &mut String) {
 }
 
 /// Who holds memory, the largest first, without what the driver keeps.
-fn holders_short(gpu: &Value) -> String {
+pub(super) fn holders_short(gpu: &Value) -> String {
     let Some(holders) = gpu.get("holders").and_then(Value::as_array) else {
         let processes = gpu.get("processes").and_then(Value::as_array);
         return processes.map_or_else(|| "-".to_owned(), |all| format!("{} processes", all.len()));
@@ -124,6 +159,10 @@ fn holders_short(gpu: &Value) -> String {
     let held = holders.iter().filter(|holder| text(holder, "owner") != "driver");
     let one = |holder: &Value| format!("{} {}", owner(holder), gib(whole(holder, "/memory")));
     let all: Vec<String> = held.map(one).collect();
+    if all.is_empty() && whole(gpu, "/memory_used_bytes").is_none() {
+        // It does not answer: nobody is seen there, which is not the same.
+        return "-".to_owned();
+    }
     if all.is_empty() { "nobody".to_owned() } else { all.join(", ") }
 }
 
@@ -371,54 +410,3 @@ fn holders(gpu: &Value, out: &mut String) {
 
 /// Process ids named in one line.
 const PIDS_SHOWN: usize = 8;
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use serde_json::json;
-
-    fn sick() -> Value {
-        json!({
-            "uuid": "GPU-a", "index": 0, "name": "NVIDIA H200", "condition": "draining",
-            "reasons": ["Xid 79: the card has fallen off the bus"], "needs": "reboot_host",
-            "servers": ["vllm-0"], "memory_used_bytes": 2u64 << 30, "memory_total_bytes": 8u64 << 30,
-            "holders": [
-                {"owner": "server", "server": "vllm-0", "memory": 1u64 << 30, "pids": [7, 8]},
-                {"owner": "foreign", "name": "train", "unit": "job.service", "memory": null, "pids": [9]},
-                {"owner": "driver", "memory": 1u64 << 30, "pids": []},
-            ],
-        })
-    }
-
-    #[test]
-    fn a_sick_card_says_what_it_needs_and_whom_it_costs() {
-        let report = json!({"gpus": {"state": "ok", "driver_version": "580", "list": [sick()]}});
-        let line = "GPU 0 (NVIDIA H200): DRAINING: Xid 79: the card has fallen off the bus; \
-                    NEEDS reboot of the host; nothing new goes to vllm-0";
-        assert_eq!(troubles(&report), [line]);
-        let mut table = String::new();
-        write(&report, &mut table);
-        assert!(table.contains("vllm-0 1.0, train [job.service] -"), "{table}");
-    }
-
-    #[test]
-    fn a_block_names_every_holder_and_leaves_out_what_is_not_known() {
-        let page = gpus(&json!({"state": "ok", "driver_version": "580", "list": [sick()]}));
-        assert!(page.contains("GPU 0 (NVIDIA H200)  DRAINING  GPU-a"), "{page}");
-        assert!(page.contains("!! needs reboot of the host"), "{page}");
-        assert!(page.contains("pid 7, 8"), "{page}");
-        assert!(page.contains("train [job.service]       ? GiB  pid 9"), "{page}");
-        assert!(page.contains("(driver)"), "{page}");
-        assert!(!page.contains("heat") && !page.contains("links"), "{page}");
-    }
-
-    #[test]
-    fn old_readings_are_no_fault_of_a_card() {
-        let gpus = json!({"state": "stale", "age_s": 12.0, "driver_version": "580", "list": []});
-        let report = json!({"gpus": gpus});
-        assert_eq!(troubles(&report), ["GPUs: the driver has not answered for 12 s"]);
-        let mut table = String::new();
-        write(&report, &mut table);
-        assert!(table.contains("READINGS 12 s OLD"), "{table}");
-    }
-}

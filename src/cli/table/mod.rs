@@ -1,6 +1,8 @@
 //! The status report as a tired person reads it: what is wrong first, then everything, in plain words.
 
 mod gpus;
+#[cfg(test)]
+mod gpus_tests;
 
 pub use gpus::gpus;
 
@@ -47,33 +49,31 @@ impl Table {
 /// Widest cell. Names come from model servers, which may say anything.
 const CELL_MAX: usize = 60;
 
+/// Longest sentence on a line of its own.
+const SENTENCE_MAX: usize = 250;
+
 /// A text from outside as it may stand on a terminal: short, and without characters that move the
 /// cursor, hide or reverse what follows.
 fn shown(text: &str) -> String {
+    cut(text, CELL_MAX)
+}
+
+/// A sentence from outside: cut only where it would fill the screen.
+fn sentence(text: &str) -> String {
+    cut(text, SENTENCE_MAX)
+}
+
+fn cut(text: &str, most: usize) -> String {
     let plain = |letter: char| {
         let hides = matches!(letter, '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}');
         if letter.is_control() || hides { '?' } else { letter }
     };
-    let mut shown: String = text.chars().take(CELL_MAX).map(plain).collect();
-    if text.chars().nth(CELL_MAX).is_some() {
+    let mut shown: String = text.chars().take(most).map(plain).collect();
+    if text.chars().nth(most).is_some() {
         shown.push('\u{2026}');
     }
     shown
 }
-
-/// A text from outside that may be a sentence: cut only where it would fill the screen.
-fn sentence(text: &str) -> String {
-    text.split_whitespace().map(shown).fold(String::new(), |mut line, word| {
-        if line.chars().count() < SENTENCE_MAX {
-            line.push_str(if line.is_empty() { "" } else { " " });
-            line.push_str(&word);
-        }
-        line
-    })
-}
-
-/// Longest sentence, but for its last word.
-const SENTENCE_MAX: usize = 240;
 
 fn text<'a>(value: &'a Value, key: &str) -> &'a str {
     value.get(key).and_then(Value::as_str).unwrap_or("-")

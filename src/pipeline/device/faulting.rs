@@ -5,7 +5,7 @@
 
 use crate::{
     config::Server,
-    fault::{Change, Faults, Heard, xid::Xid},
+    fault::{Change, Condition, Faults, Heard, xid::Xid},
     ids::{GpuId, ServerId},
     pipeline::{Broker, dispatch::Footing},
     snapshot::{EventKind, GpuEvent, GpuPlane},
@@ -336,7 +336,11 @@ fn log(change: &Change) {
     let now = &change.now;
     let (gpu, index) = (now.gpu.as_str(), change.index);
     let (from, to) = (change.from.as_str(), now.condition.as_str());
-    let (why, needs) = (now.reasons.join("; "), now.needs.map(|needs| needs.order()));
+    let needs = now.needs.map(|needs| needs.order());
+    let why = match (now.condition, now.reasons.as_slice()) {
+        (Condition::Unknown, []) => "the driver does not answer".to_owned(),
+        (_, reasons) => reasons.join("; "),
+    };
     if change.is_worse() {
         tracing::warn!(gpu, index, from, to, why, needs, "the GPU is worse");
     } else {

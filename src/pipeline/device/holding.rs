@@ -117,14 +117,14 @@ impl Watcher {
         self.told.differences(&joined);
         self.told.strangers(&joined.holdings, Instant::now());
         self.broker.devices.hold(joined.holdings);
-        if self.broker.live.load().settings.gpu.found != FoundOnGpu::Off {
-            let mut candidates = joined.candidates;
-            candidates.retain(|one| {
-                !(one.at.ip().is_loopback() && self.own_ports.contains(&one.at.port()))
-            });
-            self.asking.see(candidates, Instant::now());
-            self.publish_offers();
-        }
+        let mut candidates = joined.candidates;
+        let wanted = self.broker.live.load().settings.gpu.found != FoundOnGpu::Off;
+        candidates.retain(|one| {
+            wanted && !(one.at.ip().is_loopback() && self.own_ports.contains(&one.at.port()))
+        });
+        // Nobody is asked when that was switched off, and those found before are forgotten.
+        self.asking.see(candidates, Instant::now());
+        self.publish_offers();
     }
 
     /// The servers as the rule sees them.
