@@ -139,7 +139,7 @@ fn an_application_fault_passes_by_itself_and_never_drains() {
         desk.now += Duration::from_millis(10);
     }
     assert_eq!(desk.is(0), (Suspect, None));
-    assert_eq!(desk.faults.ground([&id(0)]), Some(Ground { stop: None, weight: 1.0 }));
+    assert_eq!(desk.faults.ground([&id(0)]), Some(Ground { stop: None, lost: false, weight: 1.0 }));
     // A minute, and a moment of calm.
     assert_eq!(desk.seconds_until(0, Ok), 70);
 }
@@ -387,7 +387,7 @@ fn the_weakest_gpu_is_the_servers() {
     let mut desk = Desk::with(3);
     (0..10).for_each(|_| drop(desk.xid(1, 92)));
     let two = [id(0), id(1)];
-    assert_eq!(desk.faults.ground(&two), Some(Ground { stop: None, weight: 0.8 }));
+    assert_eq!(desk.faults.ground(&two), Some(Ground { stop: None, lost: false, weight: 0.8 }));
     desk.xid(0, 48);
     desk.xid(1, 79);
     let stop = desk.faults.ground(&two).unwrap().stop.unwrap();

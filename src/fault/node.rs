@@ -50,6 +50,8 @@ impl Change {
 pub struct Ground {
     /// Why nothing new may go there: which GPU, what it has, what it needs.
     pub stop: Option<String>,
+    /// One of them is lost: what was sent there and has not begun will not.
+    pub lost: bool,
     /// Share of its full work that it is good for, above 0.0 up to 1.0: its weakest GPU's.
     pub weight: f64,
 }
@@ -202,7 +204,8 @@ impl Faults {
             format!("GPU {which} is {}: {why}{then}{needs}", health.condition.as_str())
         });
         let weight = known.iter().map(|(_, health)| health.weight).reduce(f64::min)?;
-        Some(Ground { stop, weight })
+        let lost = known.iter().any(|(_, health)| health.condition == Condition::Lost);
+        Some(Ground { stop, lost, weight })
     }
 
     /// Its position in the driver's list.

@@ -150,14 +150,15 @@ impl Machine {
         }
     }
 
-    /// Counters that begin with the driver's load or a reset tell both; errors that cannot be corrected
+    /// Counters that begin with the driver's load or a reset tell both, but a reading that is a little less than
+    /// the one before is a bad reading; errors that cannot be corrected
     /// must not come.
     fn counters(&mut self, gpu: &GpuState, session: u64) {
         let uncorrected = gpu.ecc.and_then(|ecc| ecc.uncorrected_volatile);
         let (energy_was, uncorrected_was) = (self.memory.energy_mj, self.memory.uncorrected);
         let energies = energy_was.zip(gpu.energy_mj);
         let errors = uncorrected_was.zip(uncorrected);
-        let began_anew = energies.is_some_and(|(was, is)| is < was)
+        let began_anew = energies.is_some_and(|(was, is)| is < was / 2)
             || errors.is_some_and(|(was, is)| was > 0 && is == 0);
         // A session that was opened anew while the counters went on was only ours, not the driver's.
         let went_on = energies.is_some() || errors.is_some_and(|(was, _)| was > 0);

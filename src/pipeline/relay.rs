@@ -54,10 +54,10 @@ impl Fault {
         Self { cause: "deadline", refusal, outcome: Outcome::Unjudged, last: true, had: true }
     }
 
-    /// The server hangs, and the request was taken back before the caller saw any of its answer.
+    /// The server hangs or its GPU is gone, and the request was taken back before the caller saw any of its
+    /// answer.
     pub(super) fn hung() -> Self {
-        let text =
-            "The model server hung: it had this request, said nothing and did nothing. Retry.";
+        let text = "The model server stood still or lost its GPU before it said anything. Retry.";
         let refusal = Refusal::new(Reason::ServerSilent, text).retry_after(Duration::from_secs(1));
         // The breaker knows already.
         Self { cause: HUNG, refusal, outcome: Outcome::Unjudged, last: false, had: true }
@@ -81,7 +81,7 @@ impl Fault {
     }
 }
 
-/// The label of requests that were taken back from a server that hung.
+/// The label of requests that were taken back from a server that hung, or whose GPU is gone.
 const HUNG: &str = "hung";
 
 /// Longest `Retry-After` of a server that is believed.

@@ -431,6 +431,25 @@ async fn a_drain_lets_streams_finish_and_sends_the_rest_elsewhere() {
     node.house.close().await;
 }
 
+/// A card that is gone answers nothing any more: whoever has heard nothing is answered elsewhere.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_has_heard_nothing_from_a_lost_card_is_answered_elsewhere() {
+    let mut node = Node::new().await;
+    node.first.behave(Behaviour::HangBeforeHead);
+    node.house.broker.dispatch.set_drained(&"second".into(), true);
+    let body = chat("scripted", "go", true);
+    let mut stream = node.house.open_as("a", "", &body).await;
+    node.until("the first has it", |node| node.first.hits.open() == 1).await;
+    node.house.broker.dispatch.set_drained(&"second".into(), false);
+    node.tell("type=xid data=79");
+    let (bytes, ended) = crate::support::raw::read_all(&mut stream).await;
+    let reply = crate::support::raw::Reply::parse(&bytes, ended);
+    assert_eq!(reply.status, 200);
+    assert_eq!(node.second.hits.finished(), 1);
+    node.until("the first has nothing", |node| node.first.hits.open() == 0).await;
+    node.house.close().await;
+}
+
 /// With one server only there is nowhere else: callers wait, and get their turn when the GPU is well.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn who_waits_gets_a_turn_when_the_gpu_is_well_again() {

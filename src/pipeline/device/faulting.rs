@@ -194,13 +194,18 @@ impl Watch {
             if ground.is_none() && !server.stopped {
                 continue;
             }
-            let footing = match ground.filter(|_| drain) {
+            let ground = ground.filter(|_| drain);
+            let lost = ground.as_ref().is_some_and(|ground| ground.lost);
+            let footing = match ground {
                 Some(ground) => Footing { stop: ground.stop, weight: ground.weight },
                 None => Footing::default(),
             };
             let (why, weight) = (footing.stop.clone(), footing.weight);
             if !self.broker.dispatch.set_footing(id, footing) {
                 continue;
+            }
+            if lost {
+                self.broker.dispatch.recall(id);
             }
             let before = std::mem::replace(&mut server.stopped, why.is_some());
             let server = id.as_str();

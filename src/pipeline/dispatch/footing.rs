@@ -17,6 +17,16 @@ impl Dispatch {
         true
     }
 
+    /// What runs there will come to nothing: the requests of which no caller has seen a byte are taken back, to
+    /// go elsewhere or to wait. To be called once nothing new can be placed there. False if there is no such
+    /// server.
+    pub fn recall(&self, id: &ServerId) -> bool {
+        let state = self.lock();
+        let Some(berth) = state.berths.get(id) else { return false };
+        berth.pulse.recall_all();
+        true
+    }
+
     /// Something happened that may have harmed a server: its watcher looks at once, and it is asked for one
     /// token, again until it answers or its breaker opens. Requests go on meanwhile. False if there is no
     /// such server.
