@@ -174,7 +174,7 @@ fn what_a_turn_depends_on_is_part_of_its_key() {
 /// The clock was remembered with the turn that asked it.
 #[test]
 fn a_clock_by_another_name_is_asked_each_time() {
-    let source = "{% set ns = namespace(f=strftime_now) %}{% for m in messages %}{{ ns.f('%S') }}{{ m.content }}<|im_end|>{% endfor %}";
+    let source = "{% set ns = namespace(f=strftime_now) %}{% for m in messages %}{{ ns.f('%Y') }}{{ m.content }}<|im_end|>{% endfor %}";
     let files = with_template(source);
     let fields = r#"{"messages":[{"role":"user","content":"hi"}]}"#;
     let fields = json::open(fields.as_bytes()).unwrap();
