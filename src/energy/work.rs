@@ -52,9 +52,7 @@ pub struct Work {
     /// Up to where the meter looked. Only the meter moves these.
     seen_weight: AtomicU64,
     seen_micros: AtomicU64,
-    /// The weight up to which energy, and time, were handed out.
-    energy_to: AtomicU64,
-    time_to: AtomicU64,
+    /// What was handed out: microjoules, and GPU microseconds.
     energy: AtomicU64,
     time: AtomicU64,
 }
@@ -158,8 +156,6 @@ impl Work {
             told: AtomicBool::new(false),
             seen_weight: zero(),
             seen_micros: zero(),
-            energy_to: zero(),
-            time_to: zero(),
             energy: zero(),
             time: zero(),
         }
@@ -253,31 +249,28 @@ impl Work {
     /// Hands out a part of what was measured.
     pub(super) fn give_energy(&self, energy: Microjoules) {
         self.energy.fetch_add(energy.get(), Relaxed);
-        self.energy_to.store(self.seen_weight.load(Relaxed), Relaxed);
     }
 
     /// The same of time.
     pub(super) fn give_time(&self, time: GpuMicros) {
         self.time.fetch_add(time.get(), Relaxed);
-        self.time_to.store(self.seen_weight.load(Relaxed), Relaxed);
     }
 
-    /// What it took up to now: what was handed out, and for the work since then what such work takes
-    /// here. Provisional: the totals get the exact shares at the next reading. `None` where neither is known.
+    /// What it took up to now. Provisional: the totals get the exact shares at the next reading. What was
+    /// handed out goes on at its own rate since the last reading; where nothing was yet, it is what such work
+    /// takes here. `None` where neither is known.
     pub fn estimate(&self, now: Instant, output_weight: u64) -> Option<Spent> {
-        let given = Spent {
-            energy: Microjoules(self.energy.load(Relaxed)),
-            time: GpuMicros(self.time.load(Relaxed)),
+        let seen = self.seen_micros.load(Relaxed);
+        let share = |given: &AtomicU64| {
+            let given = given.load(Relaxed);
+            // By time, not by tokens: of a whole answer only the end tells how many there were, and what
+            // was handed out before went by a guess at them.
+            let longer = self.lasted(now) as f64 / seen.max(1) as f64;
+            (given > 0 && seen > 0).then(|| (given as f64 * longer.max(1.0)) as u64)
         };
-        let weight = self.weight(now, output_weight);
-        let since = |settled: &AtomicU64| weight.saturating_sub(settled.load(Relaxed));
-        let energy = self.pace.cost(since(&self.energy_to));
-        let time = self.pace.cost(since(&self.time_to));
-        match (energy, time) {
-            (Some(energy), Some(time)) => {
-                Some(given.plus(Spent { energy: energy.energy, time: time.time }))
-            }
-            _ => (given != Spent::default()).then_some(given),
-        }
+        let usual = self.pace.cost(self.weight(now, output_weight));
+        let energy = share(&self.energy).or(usual.map(|usual| usual.energy.get()))?;
+        let time = share(&self.time).or(usual.map(|usual| usual.time.get())).unwrap_or(0);
+        Some(Spent { energy: Microjoules(energy), time: GpuMicros(time) })
     }
 }

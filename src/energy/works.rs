@@ -279,7 +279,7 @@ mod tests {
     }
 
     #[test]
-    fn an_estimate_is_what_was_given_and_what_such_work_takes() {
+    fn an_estimate_goes_on_at_the_rate_of_what_was_given_else_it_is_what_such_work_takes() {
         let (works, start) = works();
         let work = works.begin(facts(1000, 10, true), start).unwrap();
         work.first(start + SECOND);
@@ -292,7 +292,11 @@ mod tests {
         work.give_energy(Microjoules(7_000_000));
         work.give_time(GpuMicros(90_000));
         work.output(Tokens(25));
-        let more = Spent { energy: Microjoules(8_000_000), time: GpuMicros(110_000) };
-        assert_eq!(work.estimate(start + SECOND * 2, 4000), Some(more));
+        let more = Spent { energy: Microjoules(10_500_000), time: GpuMicros(135_000) };
+        assert_eq!(work.estimate(start + SECOND * 3 / 2, 4000), Some(more));
+        // The first whole answer of a server was told four times what it took: the meter's guess at its tokens
+        // had been too low, so each of them looked too dear, and then they were many.
+        work.finish(Tokens(1000), Tokens::ZERO, Tokens(2000), start + SECOND * 3 / 2);
+        assert_eq!(work.estimate(start + SECOND * 3 / 2, 4000), Some(more));
     }
 }
