@@ -204,9 +204,7 @@ pub(super) fn gpu(section: &mut Section<'_>) -> Gpu {
         let what = "readings would be unknown before the next round";
         section.error("stale_after_s", what, "make it longer than `period_s`");
     }
-    let between =
-        if gpu.fast_period.is_zero() { gpu.period } else { gpu.period.min(gpu.fast_period) };
-    if !gpu.hung_after.is_zero() && gpu.hung_after < between * HUNG_READINGS_LEAST {
+    if !gpu.hung_after.is_zero() && gpu.hung_after < gpu.period * HUNG_READINGS_LEAST {
         let what = "the GPUs are read too seldom to tell a hang in this time";
         let remedy = "make it at least five times `period_s`, or 0 to tell none";
         section.error("hung_after_s", what, remedy);
