@@ -201,7 +201,7 @@ impl<'a> Section<'a> {
         match &written.value {
             Value::Flag(flag) => Some(*flag),
             other => {
-                self.wrong_type(written, name, other, "true or false, without quotes");
+                self.wrong_type(written, name, other, "true or false");
                 None
             }
         }
@@ -210,14 +210,7 @@ impl<'a> Section<'a> {
     /// `true` or `false`.
     pub(super) fn flag(&mut self, name: &'static str, default: bool) -> bool {
         self.default(name, default);
-        let Some(written) = self.take(name) else { return default };
-        match &written.value {
-            Value::Flag(flag) => *flag,
-            other => {
-                self.wrong_type(written, name, other, "true or false");
-                default
-            }
-        }
+        self.optional_flag(name).unwrap_or(default)
     }
 
     /// A whole number in a range, if it is there.
@@ -284,24 +277,9 @@ impl<'a> Section<'a> {
         default: Duration,
         range: RangeInclusive<f64>,
     ) -> Duration {
-        self.default(name, default.as_secs_f64());
-        let Some(written) = self.take(name) else { return default };
-        let seconds = match &written.value {
-            Value::Integer(seconds) => *seconds as f64,
-            Value::Float(seconds) => *seconds,
-            other => {
-                self.wrong_type(written, name, other, "a number of seconds, without a unit");
-                return default;
-            }
-        };
-        // Not-a-number lies in no range, so what passes here converts.
-        if range.contains(&seconds) {
-            return Duration::try_from_secs_f64(seconds).unwrap_or(default);
-        }
-        let (least, most) = (range.start(), range.end());
-        let what = format!("{seconds} s is out of range");
-        self.error(name, what, format!("choose a number of seconds from {least} to {most}"));
-        default
+        let wanted = "a number of seconds, without a unit";
+        let seconds = self.fraction(name, default.as_secs_f64(), range, wanted, " s");
+        seconds.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok()).unwrap_or(default)
     }
 
     /// A number with a fraction where wanted.
@@ -311,24 +289,37 @@ impl<'a> Section<'a> {
         default: f64,
         range: RangeInclusive<f64>,
     ) -> f64 {
+        self.fraction(name, default, range, "a number", "").unwrap_or(default)
+    }
+
+    /// A number in a range, if it is there. `wanted` says what it is, `unit` stands behind a wrong one.
+    fn fraction(
+        &mut self,
+        name: &'static str,
+        default: f64,
+        range: RangeInclusive<f64>,
+        wanted: &str,
+        unit: &str,
+    ) -> Option<f64> {
         self.default(name, default);
-        let Some(written) = self.take(name) else { return default };
+        let written = self.take(name)?;
         let number = match &written.value {
             Value::Integer(number) => *number as f64,
             Value::Float(number) => *number,
             other => {
-                self.wrong_type(written, name, other, "a number");
-                return default;
+                self.wrong_type(written, name, other, wanted);
+                return None;
             }
         };
         // Not-a-number lies in no range.
         if range.contains(&number) {
-            return number;
+            return Some(number);
         }
         let (least, most) = (range.start(), range.end());
-        let what = format!("{number} is out of range");
-        self.error(name, what, format!("choose a number from {least} to {most}"));
-        default
+        let noun = wanted.split(',').next().unwrap_or(wanted);
+        let what = format!("{number}{unit} is out of range");
+        self.error(name, what, format!("choose {noun} from {least} to {most}"));
+        None
     }
 
     /// One of a list of words.
