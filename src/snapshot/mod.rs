@@ -3,6 +3,7 @@
 //! Edges publish them, rules and operators read them. Nothing here knows who does either.
 
 mod gpu;
+mod kv;
 mod processes;
 
 pub use crate::ids::ServerKind;
@@ -10,6 +11,7 @@ pub use gpu::{
     Answering, Clocks, DriverState, EccCounts, EventKind, GpuEvent, GpuPlane, GpuProcess, GpuState,
     MigPart, Modes, NvLink, Pcie, RecoveryAction, RemappedRows, RetiredPages, Throttle,
 };
+pub use kv::KvChange;
 pub use processes::{LINE_MAX, Listener, Network, Process, ProcessTable, TICKS_PER_S};
 
 use crate::{

@@ -72,6 +72,17 @@ impl BlockRule<'_> {
     }
 }
 
+/// The hash of one block: `parent` is that of the block before it, for a first block [`BlockRule::root`], and
+/// `ids` are its token ids, as many as a block has.
+pub fn block_hash(parent: u64, ids: &[u32]) -> u64 {
+    let mut hasher = HighwayHasher::new(KEY);
+    hasher.append(&parent.to_le_bytes());
+    for id in ids {
+        hasher.append(&id.to_le_bytes());
+    }
+    hasher.finalize64()
+}
+
 fn hash(bytes: &[u8]) -> u64 {
     HighwayHasher::new(KEY).hash64(bytes)
 }
@@ -183,6 +194,7 @@ mod tests {
         let blocks = rule.blocks(&[7, 70_000, 8, 9, 10]);
         assert_eq!(blocks.hashes, [first, block(first, [8, 9])], "the fifth fills no block");
         assert!(rule.blocks(&[7]).hashes.is_empty());
+        assert_eq!(block_hash(rule.root(), &[7, 70_000]), first);
     }
 
     #[test]

@@ -42,7 +42,7 @@ mod tiktoken;
 mod unspellable;
 mod vocabulary;
 
-pub use blocks::{BlockRule, PrefixBlocks};
+pub use blocks::{BlockRule, PrefixBlocks, block_hash};
 pub use forgery::{Checked, Spelled};
 pub use memo::{Allowance, CACHE_BYTES, CacheUse};
 pub use profile::Profile;
