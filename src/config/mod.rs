@@ -341,6 +341,24 @@ pub enum Place {
     Folder(PathBuf),
 }
 
+/// Where a server publishes the events of its KV cache, over ZeroMQ.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KvEndpoint {
+    /// Host name or address; IPv6 without brackets.
+    pub host: String,
+    /// Port, 1 to 65535.
+    pub port: u16,
+}
+
+impl fmt::Display for KvEndpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.host.contains(':') {
+            true => write!(f, "tcp://[{}]:{}", self.host, self.port),
+            false => write!(f, "tcp://{}:{}", self.host, self.port),
+        }
+    }
+}
+
 /// `[[servers]]`
 #[derive(Clone, PartialEq)]
 pub struct Server {
@@ -366,6 +384,8 @@ pub struct Server {
     pub memory_grows: Option<bool>,
     /// How much memory a token of work takes, where its memory grows; `None` is learned.
     pub memory_per_token: Option<Bytes>,
+    /// Where it publishes what changes in its KV cache; `None` follows nothing.
+    pub kv_events: Option<KvEndpoint>,
 }
 
 impl fmt::Debug for Server {
@@ -383,6 +403,7 @@ impl fmt::Debug for Server {
             .field("gpus", &self.gpus)
             .field("memory_grows", &self.memory_grows)
             .field("memory_per_token", &self.memory_per_token)
+            .field("kv_events", &self.kv_events)
             .finish()
     }
 }

@@ -1,13 +1,14 @@
 //! Reads `[[servers]]`: which program each is and where.
 
 use super::{
-    Listen, Place, Server, defaults, keys, load::Surroundings, problem::Spot, read::Section, rows,
-    sections,
+    KvEndpoint, Listen, Place, Server, defaults, keys, load::Surroundings, problem::Spot,
+    read::Section, rows, sections,
 };
 use crate::{
     ids::{GpuId, ServerId, ServerKind},
     units::{Bytes, Tokens},
 };
+use std::net::Ipv6Addr;
 
 /// Most servers: each is probed every second and has its own metric series.
 pub(super) const SERVERS_MAX: usize = 256;
@@ -50,6 +51,7 @@ pub(super) fn server(
         memory_per_token: section
             .optional_number("memory_per_token_kib", 1..=1_000_000)
             .map(|kib| Bytes(kib << 10)),
+        kv_events: kv_events(section, kind),
     }
 }
 
@@ -73,6 +75,46 @@ fn send_token_ids(section: &mut Section<'_>, kind: Option<ServerKind>) -> bool {
         section.error("send_token_ids", what, "remove the key");
     }
     wanted
+}
+
+fn kv_events(section: &mut Section<'_>, kind: Option<ServerKind>) -> Option<KvEndpoint> {
+    let url = section.text("kv_events")?.text;
+    if !matches!(kind, None | Some(ServerKind::Vllm | ServerKind::Sglang)) {
+        let what = "a server of this kind publishes no KV events";
+        section.error(
+            "kv_events",
+            what,
+            "remove the key; kinds \"vllm\" and \"sglang\" publish them",
+        );
+        return None;
+    }
+    let endpoint = parse_endpoint(url);
+    if endpoint.is_none() {
+        // A password, which has no place here, is not repeated.
+        let shown = if url.contains('@') { "this".to_owned() } else { format!("{url:?}") };
+        let what = format!("{shown} is no endpoint to connect to");
+        section.error(
+            "kv_events",
+            what,
+            "write it like \"tcp://127.0.0.1:5557\", host and port only",
+        );
+    }
+    endpoint
+}
+
+/// Takes `tcp://host:port` apart. What a publisher may listen at (`tcp://*:5557`) is no host.
+fn parse_endpoint(url: &str) -> Option<KvEndpoint> {
+    let (host, port) = url.strip_prefix("tcp://")?.rsplit_once(':')?;
+    let port = Some(port).filter(|port| port.bytes().all(|byte| byte.is_ascii_digit()))?;
+    let port = port.parse().ok().filter(|port| *port > 0)?;
+    let host = match host.strip_prefix('[').and_then(|host| host.strip_suffix(']')) {
+        Some(host) => host.parse::<Ipv6Addr>().ok().map(|_| host)?,
+        None => host,
+    };
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._:".contains(&byte);
+    let named = !host.is_empty() && host.bytes().all(plain);
+    let bare = host.contains(':') && !url.contains('[');
+    (named && !bare).then(|| KvEndpoint { host: host.to_owned(), port })
 }
 
 fn place(
@@ -247,6 +289,37 @@ mod tests {
         ] {
             let (host, prefix) = (host.to_owned(), prefix.to_owned());
             assert_eq!(parse_url(url), Ok(Place::Http { host, port, prefix }), "{url}");
+        }
+    }
+
+    #[test]
+    fn an_endpoint_is_a_host_and_a_port() {
+        for (url, host, port) in [
+            ("tcp://127.0.0.1:5557", "127.0.0.1", 5557),
+            ("tcp://gpu-3.internal:1", "gpu-3.internal", 1),
+            ("tcp://[::1]:5557", "::1", 5557),
+        ] {
+            let endpoint = parse_endpoint(url).unwrap();
+            assert_eq!((endpoint.host.as_str(), endpoint.port), (host, port));
+            assert_eq!(endpoint.to_string(), url);
+        }
+        for url in [
+            "tcp://*:5557",
+            "tcp://h",
+            "tcp://h:",
+            "tcp://h:+1",
+            "tcp://h:0",
+            "tcp://h:65536",
+            "tcp://:5557",
+            "tcp://::1:5557",
+            "tcp://[h]:1",
+            "tcp://[::1:5557",
+            "tcp://h:1/x",
+            "tcp://me:secret@h:1",
+            "ipc:///run/kv",
+            "127.0.0.1:5557",
+        ] {
+            assert_eq!(parse_endpoint(url), None, "{url}");
         }
     }
 

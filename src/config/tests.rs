@@ -196,6 +196,14 @@ fn contradictions_are_told() {
             "[[models]]\nname = \"m\"\ncontext_window_tokens = 8192\n[[servers]]\nname = \"a\"\nkind = \"vllm\"\nurl = \"http://h:1\"\nmodels = [\"m\"]\nkv_tokens = 4096",
             "9: servers[0].kv_tokens: 4096 tokens do not hold one full window",
         ),
+        (
+            "[[servers]]\nname = \"a\"\nkind = \"vllm\"\nurl = \"http://h:1\"\nkv_events = \"tcp://*:5557\"",
+            "5: servers[0].kv_events: \"tcp://*:5557\" is no endpoint to connect to",
+        ),
+        (
+            "[[servers]]\nname = \"a\"\nkind = \"llama.cpp\"\nurl = \"http://h:1\"\nkv_events = \"tcp://h:5557\"",
+            "5: servers[0].kv_events: a server of this kind publishes no KV events",
+        ),
     ] {
         expect(&format!("{text}\n{}", tenant()), &[expected]);
     }

@@ -173,6 +173,7 @@ fn configured(server: &discover::Found) -> config::Server {
         gpus: Vec::new(),
         memory_grows: None,
         memory_per_token: None,
+        kv_events: None,
     }
 }
 

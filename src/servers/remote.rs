@@ -535,6 +535,7 @@ mod tests {
             gpus: Vec::new(),
             memory_grows: None,
             memory_per_token: None,
+            kv_events: None,
         }
     }
 
