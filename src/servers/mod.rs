@@ -9,6 +9,7 @@ pub mod embedded;
 pub mod exchange;
 pub mod exposition;
 pub mod http;
+pub mod kv_events;
 pub mod llamacpp;
 pub mod ollama;
 pub mod openai;
