@@ -37,6 +37,7 @@ mod holding_unprivileged;
 mod hung;
 mod hung_signs;
 mod judged;
+mod kv_events;
 mod memo;
 mod memory_guard;
 mod metrics_page;
