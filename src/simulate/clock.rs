@@ -16,11 +16,10 @@
 //!
 //! where a sequence's context is what its cache holds at the end of the step.
 
+pub use super::pages::PAGE_TOKENS;
+use super::pages::{Pages, pages_for};
 use crate::units::Tokens;
-use std::collections::VecDeque;
-
-/// Tokens in one page of the KV cache.
-pub const PAGE_TOKENS: u64 = 16;
+use std::{collections::VecDeque, sync::Arc};
 
 /// What a server costs and holds. Times are seconds.
 #[derive(Clone, Debug, PartialEq)]
@@ -43,6 +42,28 @@ pub struct Profile {
     pub max_running: usize,
 }
 
+impl Profile {
+    /// Seconds that an idle server takes to the first token of a prompt of which nothing is cached.
+    pub fn prefill_s(&self, prompt: Tokens) -> f64 {
+        let (prompt, chunk) = (prompt.get().max(1), self.chunk.get().max(1));
+        let mut total = 0.0;
+        let mut computed = 0;
+        while computed < prompt {
+            let query = (prompt - computed).min(chunk);
+            computed += query;
+            total += self.step_s(query as f64, computed as f64, query as f64 * computed as f64);
+        }
+        total
+    }
+
+    fn step_s(&self, queries: f64, contexts: f64, products: f64) -> f64 {
+        self.fix_s
+            + self.weights_s.max(self.token_s * queries)
+            + self.context_s * contexts
+            + self.attention_s * products
+    }
+}
+
 /// Who a sequence is; the caller gives the numbers out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SequenceId(pub u64);
@@ -56,6 +77,15 @@ pub struct Token {
     pub generated: Tokens,
     /// This was the last one; the sequence has left the batch.
     pub last: bool,
+}
+
+/// The full blocks that a prompt begins with, for the cache.
+#[derive(Clone, Debug, Default)]
+pub struct Beginning {
+    /// Their ids. Equal ids are equal beginnings up to there.
+    pub blocks: Arc<[u64]>,
+    /// Tokens in each, a multiple of a page.
+    pub block_tokens: u64,
 }
 
 /// A sequence that could never fit, even alone.
@@ -72,13 +102,14 @@ pub struct TooLong {
 #[derive(Clone, Debug)]
 pub struct Clock {
     profile: Profile,
-    pages_total: u64,
-    pages_used: u64,
-    /// Oldest first.
+    pages: Pages,
+    /// By priority, then oldest first.
     waiting: VecDeque<Sequence>,
     /// In the order of admission, so that the newest is last.
     running: Vec<Sequence>,
     preemptions: u64,
+    /// Prompt tokens found in the cache.
+    hits: u64,
 }
 
 #[derive(Clone, Debug)]
@@ -89,9 +120,17 @@ struct Sequence {
     generated: u64,
     /// Tokens whose keys and values are in the cache.
     computed: u64,
+    /// Pages that are its own.
     pages: u64,
     /// Tokens the step under way computes.
     planned: u64,
+    /// Lower goes first.
+    priority: i64,
+    beginning: Beginning,
+    /// Blocks of its beginning that it has pinned.
+    shared: usize,
+    /// It filled a block that somebody else had filled: from there on its pages are its own.
+    apart: bool,
 }
 
 // === impl Sequence ===
@@ -110,6 +149,43 @@ impl Sequence {
     const fn decodes(&self) -> bool {
         self.generated > 0 && self.left() == 1
     }
+
+    const fn block_pages(&self) -> u64 {
+        self.beginning.block_tokens / PAGE_TOKENS
+    }
+
+    /// Its own pages and those of the blocks that it shares.
+    const fn all_pages(&self) -> u64 {
+        self.pages + self.shared as u64 * self.block_pages()
+    }
+
+    fn pinned(&self) -> &[u64] {
+        self.beginning.blocks.get(..self.shared).unwrap_or_default()
+    }
+
+    /// Gives everything back.
+    fn leave(&mut self, pages: &mut Pages) {
+        pages.give(std::mem::take(&mut self.pages));
+        pages.unpin(self.pinned());
+        self.shared = 0;
+    }
+
+    /// Makes the blocks that it has filled by now ones for others.
+    fn share(&mut self, pages: &mut Pages) {
+        let size = self.block_pages();
+        while !self.apart && size > 0 {
+            let Some(id) = self.beginning.blocks.get(self.shared) else { return };
+            if self.computed < (self.shared as u64 + 1) * self.beginning.block_tokens {
+                return;
+            }
+            if pages.share(*id, size) {
+                self.pages = self.pages.saturating_sub(size);
+                self.shared += 1;
+            } else {
+                self.apart = true;
+            }
+        }
+    }
 }
 
 // === impl Clock ===
@@ -119,14 +195,14 @@ impl Clock {
     pub fn new(mut profile: Profile) -> Self {
         profile.max_running = profile.max_running.max(1);
         profile.chunk = profile.chunk.max(Tokens(profile.max_running as u64));
-        let pages_total = (profile.kv.get() / PAGE_TOKENS).max(1);
+        let pages = Pages::new(profile.kv.get() / PAGE_TOKENS);
         Self {
             profile,
-            pages_total,
-            pages_used: 0,
+            pages,
             waiting: VecDeque::new(),
             running: Vec::new(),
             preemptions: 0,
+            hits: 0,
         }
     }
 
@@ -141,12 +217,30 @@ impl Clock {
         prompt: Tokens,
         output: Tokens,
     ) -> Result<(), TooLong> {
+        self.submit_as(id, prompt, output, Beginning::default(), 0)
+    }
+
+    /// The same for a prompt whose blocks are known, and with a priority: lower goes first, in the line and
+    /// when pages are short.
+    ///
+    /// # Errors
+    ///
+    /// As [`Clock::submit`].
+    pub fn submit_as(
+        &mut self,
+        id: SequenceId,
+        prompt: Tokens,
+        output: Tokens,
+        beginning: Beginning,
+        priority: i64,
+    ) -> Result<(), TooLong> {
         let (prompt, output) = (prompt.get().max(1), output.get().max(1));
         let needed = Tokens(prompt.saturating_add(output));
         if needed > self.capacity() {
             return Err(TooLong { needed, capacity: self.capacity() });
         }
-        self.waiting.push_back(Sequence {
+        let at = self.waiting.partition_point(|other| other.priority <= priority);
+        let sequence = Sequence {
             id,
             prompt,
             output,
@@ -154,15 +248,20 @@ impl Clock {
             computed: 0,
             pages: 0,
             planned: 0,
-        });
+            priority,
+            beginning,
+            shared: 0,
+            apart: false,
+        };
+        self.waiting.insert(at, sequence);
         Ok(())
     }
 
     /// Removes a sequence and frees its pages at once, also within a step. False when it is not here.
     pub fn abort(&mut self, id: SequenceId) -> bool {
         if let Some(at) = self.running.iter().position(|s| s.id == id) {
-            let gone = self.running.remove(at);
-            self.pages_used = self.pages_used.saturating_sub(gone.pages);
+            let mut gone = self.running.remove(at);
+            gone.leave(&mut self.pages);
             return true;
         }
         let before = self.waiting.len();
@@ -182,16 +281,19 @@ impl Clock {
         if !preempted {
             self.admit(&mut budget);
         }
-        debug_assert!(self.pages_used <= self.pages_total, "more pages given than there are");
+        debug_assert!(self.pages.used() <= self.pages.total(), "more pages given than there are");
         (!self.running.is_empty()).then(|| self.step_s())
     }
 
     /// Ends the step that [`Clock::begin`] planned and appends the tokens it generated.
     pub fn finish(&mut self, tokens: &mut Vec<Token>) {
-        let mut freed = 0u64;
+        let pages = &mut self.pages;
         self.running.retain_mut(|sequence| {
             let planned = std::mem::take(&mut sequence.planned);
             sequence.computed = sequence.computed.saturating_add(planned);
+            if planned > 0 {
+                sequence.share(pages);
+            }
             if planned == 0 || sequence.left() > 0 {
                 return true;
             }
@@ -199,11 +301,10 @@ impl Clock {
             let last = sequence.generated >= sequence.output;
             tokens.push(Token { id: sequence.id, generated: Tokens(sequence.generated), last });
             if last {
-                freed = freed.saturating_add(sequence.pages);
+                sequence.leave(pages);
             }
             !last
         });
-        self.pages_used = self.pages_used.saturating_sub(freed);
     }
 
     /// Sequences in the batch.
@@ -218,17 +319,23 @@ impl Clock {
 
     /// The KV cache in whole pages.
     pub const fn capacity(&self) -> Tokens {
-        Tokens(self.pages_total.saturating_mul(PAGE_TOKENS))
+        Tokens(self.pages.total().saturating_mul(PAGE_TOKENS))
     }
 
-    /// What the given pages hold, 0 to [`Clock::capacity`].
+    /// What the given pages hold, 0 to [`Clock::capacity`]. Blocks that only stay for the next request do not
+    /// count.
     pub const fn used(&self) -> Tokens {
-        Tokens(self.pages_used.saturating_mul(PAGE_TOKENS))
+        Tokens(self.pages.used().saturating_mul(PAGE_TOKENS))
     }
 
     /// Preemptions since the start.
     pub const fn preemptions(&self) -> u64 {
         self.preemptions
+    }
+
+    /// Prompt tokens that were found in the cache since the start, those of preempted sequences included.
+    pub const fn hits(&self) -> Tokens {
+        Tokens(self.hits)
     }
 
     /// One token for each decoding sequence; true when somebody was preempted for a page.
@@ -240,14 +347,15 @@ impl Clock {
                 at += 1;
                 continue;
             }
-            let more = pages_for(sequence.known()).saturating_sub(sequence.pages);
-            if self.pages_used.saturating_add(more) > self.pages_total {
-                // The newest is at `at` or behind it, so nobody planned in this step loses its place.
-                self.preempt_newest();
+            let more = pages_for(sequence.known()).saturating_sub(sequence.all_pages());
+            let id = sequence.id;
+            if more > 0 && !self.pages.take(more) {
+                self.preempt();
                 preempted = true;
+                // Who was planned before it keeps its place; it may itself be the one that went.
+                at = self.running.iter().position(|s| s.id == id).unwrap_or(at);
                 continue;
             }
-            self.pages_used = self.pages_used.saturating_add(more);
             if let Some(sequence) = self.running.get_mut(at) {
                 sequence.pages = sequence.pages.saturating_add(more);
                 sequence.planned = 1;
@@ -270,26 +378,41 @@ impl Clock {
     fn admit(&mut self, budget: &mut u64) {
         while *budget > 0 && self.running.len() < self.profile.max_running {
             let Some(next) = self.waiting.front() else { return };
-            let pages = pages_for(next.known());
-            if self.pages_used.saturating_add(pages) > self.pages_total {
+            let size = next.block_pages();
+            // One token at least is computed: it gives the first logits.
+            let most = next.known().saturating_sub(1).checked_div(next.beginning.block_tokens);
+            let blocks = next.beginning.blocks.get(..most.unwrap_or(0) as usize);
+            let blocks = blocks.unwrap_or(&next.beginning.blocks);
+            let known = if size > 0 { self.pages.known(blocks) } else { 0 };
+            let pages = pages_for(next.known()).saturating_sub(known as u64 * size);
+            let found: Vec<u64> = blocks.iter().take(known).copied().collect();
+            self.pages.pin(&found);
+            if !self.pages.take(pages) {
+                self.pages.unpin(&found);
                 return;
             }
             let Some(mut next) = self.waiting.pop_front() else { return };
-            self.pages_used = self.pages_used.saturating_add(pages);
             next.pages = pages;
+            next.shared = known;
+            next.apart = false;
+            next.computed = known as u64 * next.beginning.block_tokens;
+            self.hits = self.hits.saturating_add(next.computed);
             next.planned = next.left().min(*budget);
             *budget = budget.saturating_sub(next.planned);
             self.running.push(next);
         }
     }
 
-    fn preempt_newest(&mut self) {
-        let Some(mut newest) = self.running.pop() else { return };
-        self.pages_used = self.pages_used.saturating_sub(newest.pages);
-        newest.pages = 0;
-        newest.computed = 0;
-        newest.planned = 0;
-        self.waiting.push_front(newest);
+    /// Sends the least urgent sequence back to the line, of several the newest.
+    fn preempt(&mut self) {
+        let least = self.running.iter().map(|s| s.priority).max();
+        let at = self.running.iter().rposition(|s| Some(s.priority) == least);
+        let Some(mut gone) = at.map(|at| self.running.remove(at)) else { return };
+        gone.leave(&mut self.pages);
+        gone.computed = 0;
+        gone.planned = 0;
+        let place = self.waiting.partition_point(|other| other.priority < gone.priority);
+        self.waiting.insert(place, gone);
         self.preemptions = self.preemptions.saturating_add(1);
     }
 
@@ -302,16 +425,8 @@ impl Clock {
             contexts += context;
             products += query * context;
         }
-        let p = &self.profile;
-        p.fix_s
-            + p.weights_s.max(p.token_s * queries)
-            + p.context_s * contexts
-            + p.attention_s * products
+        self.profile.step_s(queries, contexts, products)
     }
-}
-
-const fn pages_for(tokens: u64) -> u64 {
-    tokens.div_ceil(PAGE_TOKENS)
 }
 
 #[cfg(test)]

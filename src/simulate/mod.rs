@@ -9,6 +9,7 @@ mod ask;
 mod batch;
 pub mod clock;
 pub mod gpu;
+mod pages;
 mod profiles;
 mod routes;
 mod wire;
