@@ -48,6 +48,11 @@ const RELOAD_LIMIT: Duration = Duration::from_secs(30);
 /// Where an operator calls a GPU well; its UUID follows.
 const CLEAR: &str = "/gpus/clear/";
 
+/// Where decisions are told; a request's id may follow.
+const EXPLAIN: &str = "/explain";
+/// Decisions that are told where no number is asked for.
+const DECISIONS_SHOWN: usize = 20;
+
 /// A wish to read the configuration anew, with the place for the answer: what changed, or every
 /// problem that kept it from changing anything.
 pub type ReloadWish = oneshot::Sender<Result<String, String>>;
@@ -161,6 +166,11 @@ impl Control {
             "/metrics" if reads => self.metrics(request.headers()),
             "/healthz" if reads => self.health(),
             "/status" | "/gpus" | "/metrics" | "/healthz" => wrong_method("GET"),
+            // Decisions name tenants and requests: for operators only.
+            _ if door == Door::Socket && is_explain(path) => match reads {
+                true => self.explain(path, request.uri().query()),
+                false => wrong_method("GET"),
+            },
             _ if door == Door::Admin => {
                 text(StatusCode::NOT_FOUND, "Here are /metrics, /status, /gpus and /healthz.\n")
             }
@@ -171,7 +181,7 @@ impl Control {
                 }
                 _ => text(
                     StatusCode::NOT_FOUND,
-                    "Here are GET /status, /gpus, /metrics, /healthz and POST /drain/SERVER, /undrain/SERVER, /gpus/clear/UUID, /reload.\n",
+                    "Here are GET /status, /gpus, /explain, /explain/REQUEST, /metrics, /healthz and POST /drain/SERVER, /undrain/SERVER, /gpus/clear/UUID, /reload.\n",
                 ),
             },
             "/reload" => self.reload().await,
@@ -202,6 +212,28 @@ impl Control {
     fn status(&self) -> Response<Full<Bytes>> {
         let gpus = Arc::clone(&self.gpus.borrow());
         json(&report::status(&self.broker, &gpus, &self.addresses))
+    }
+
+    /// What was decided about one request, or about the newest.
+    fn explain(&self, path: &str, query: Option<&str>) -> Response<Full<Bytes>> {
+        let dispatch = &self.broker.dispatch;
+        let Some(request) = path.strip_prefix(EXPLAIN).and_then(|rest| rest.strip_prefix('/'))
+        else {
+            let last = query.and_then(|query| query.strip_prefix("last="));
+            let last = last.and_then(|last| last.parse().ok()).unwrap_or(DECISIONS_SHOWN);
+            return json(&dispatch.decisions(last));
+        };
+        let request = models::decoded(request);
+        match dispatch.explain(&request) {
+            Some(decision) => json(&decision),
+            None => {
+                let id: String = request.chars().take(100).collect();
+                let what = format!(
+                    "Nothing is known of request '{id}': it never asked for a turn here, or about 2,000 came after it.\n"
+                );
+                text(StatusCode::NOT_FOUND, &what)
+            }
+        }
     }
 
     fn gpus(&self) -> Response<Full<Bytes>> {
@@ -276,6 +308,10 @@ impl Control {
             Err(_) => text(StatusCode::SERVICE_UNAVAILABLE, "The daemon is stopping.\n"),
         }
     }
+}
+
+fn is_explain(path: &str) -> bool {
+    path.strip_prefix(EXPLAIN).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
 }
 
 /// Is this `Host` (with or without port) an IP address, `localhost` or the machine's name?

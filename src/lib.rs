@@ -42,5 +42,6 @@ pub mod daemon;
 pub mod log;
 pub mod systemd;
 
-// Beside the floors: a model server to test against.
+// Beside the floors: a model server to test against, and the rules played against many of them.
+pub mod replay;
 pub mod simulate;

@@ -139,16 +139,12 @@ impl Drop for Reservation {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ids::Tier;
 
     fn tenant(requests: u64, tokens: u64) -> Tenant {
         Tenant {
-            name: "t".into(),
-            keys: Vec::new(),
-            tier: Tier::Standard,
-            models: Vec::new(),
             requests_per_minute: requests,
             tokens_per_minute: Tokens(tokens),
+            ..Tenant::example("t")
         }
     }
 

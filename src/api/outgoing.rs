@@ -38,6 +38,17 @@ pub const KNOWN: [&str; 26] = [
     "encoding_format",
 ];
 
+/// The body with a priority for the server's own scheduler.
+pub fn with_priority(body: &Bytes, priority: i64) -> Bytes {
+    // It begins with the brace of an object that has a model at least: it was written here.
+    let Some(rest) = body.strip_prefix(b"{") else { return body.clone() };
+    let field = format!("{{\"priority\":{priority},");
+    let mut with = BytesMut::with_capacity(field.len() + rest.len());
+    with.put_slice(field.as_bytes());
+    with.put_slice(rest);
+    with.freeze()
+}
+
 /// Fields that only policy may set: they reach a server's scheduler, cache, template, files, weights
 /// or peers. Never taken from callers.
 const STEERING: [&str; 41] = [

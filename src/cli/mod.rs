@@ -1,10 +1,12 @@
 //! The command line: what each subcommand takes, and where it goes.
 
 pub mod client;
+pub mod explain;
 pub mod gpus;
 pub mod keys;
 pub mod operate;
 pub mod quickstart;
+pub mod replay;
 pub mod serve;
 pub mod simulate;
 pub mod table;
@@ -37,6 +39,8 @@ enum Command {
     Status(operate::StatusOptions),
     /// Show every reading of the GPUs, who holds their memory, and what is wrong with them.
     Gpus(gpus::Options),
+    /// Tell what was decided about a request: which servers were considered, why this one, why it waited.
+    Explain(explain::Options),
     /// Give a server nothing new; what runs there may finish.
     Drain(operate::ServerName),
     /// Give a drained server requests again.
@@ -49,6 +53,8 @@ enum Command {
     Key,
     /// Run a simulated model server or simulated GPUs, for tests and capacity planning.
     Simulate(simulate::Options),
+    /// Replay a trace of requests against simulated servers, to plan capacity and compare policies.
+    Replay(replay::Options),
     /// Print shell completions.
     Completions {
         /// For which shell.
@@ -118,12 +124,14 @@ pub fn run(cli: Cli) -> Result<(), Failure> {
         Command::Check(file) => serve::check(&file.config),
         Command::Status(options) => operate::status(&options),
         Command::Gpus(options) => gpus::run(&options),
+        Command::Explain(options) => explain::run(&options),
         Command::Drain(server) => operate::drain(&server, true),
         Command::Undrain(server) => operate::drain(&server, false),
         Command::Reload(socket) => operate::reload(&socket),
         Command::Tokens(options) => tokens::run(&options),
         Command::Key => keys::run(),
         Command::Simulate(options) => simulate::run(options),
+        Command::Replay(options) => replay::run(options),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "berthd", &mut std::io::stdout());
             Ok(())

@@ -32,7 +32,11 @@ pub struct ServerName {
     socket: Socket,
 }
 
-fn ask(socket: &Socket, method: Method, path: &str) -> Result<(StatusCode, Bytes), Failure> {
+pub(super) fn ask(
+    socket: &Socket,
+    method: Method,
+    path: &str,
+) -> Result<(StatusCode, Bytes), Failure> {
     one_thread()?.block_on(client::ask(&socket.socket, method, path))
 }
 

@@ -51,8 +51,33 @@ pub const QUEUE_LENGTH_MAX: usize = 1024;
 pub const TENANT_SHARE_PERCENT: u8 = 50;
 /// What a person or a client library still waits for.
 pub const WAIT_MAX: Duration = s(60);
+/// Batch jobs are patient; most client libraries give up after ten minutes.
+pub const BATCH_WAIT_MAX: Duration = s(540);
 /// A restarted server needs longer than this to load; only a blip is worth waiting for.
 pub const NO_SERVER_WAIT: Duration = s(5);
+
+/// Ten tokens a second read fluently.
+pub const TOKEN_GAP: Duration = Duration::from_millis(100);
+/// A few steps' worth: enough that a server never idles, little enough that what comes next may still go first.
+pub const PREFILL_DEBT: Duration = Duration::from_millis(400);
+/// What vLLM computes in a step on large cards, by default.
+pub const CHUNK: Tokens = Tokens(2048);
+/// Answers grow beyond what was expected.
+pub const KV_SHARE_PERCENT: u8 = 95;
+/// Room that an urgent request finds at once.
+pub const BATCH_LEAVES_PERCENT: u8 = 12;
+/// Longer than any interactive burst should last.
+pub const STANDARD_AGES: Duration = s(30);
+/// The same for work that nobody waits for.
+pub const BATCH_AGES: Duration = s(120);
+/// What was begun is seldom worth throwing away.
+pub const PREEMPT_BATCH: bool = false;
+/// Costs microseconds, and finds seconds of prefill.
+pub const PREFIX: bool = true;
+/// One tenant's share is as large as another's.
+pub const WEIGHT: u32 = 1;
+/// A server that does not schedule by priority may refuse it.
+pub const PRIORITY: bool = false;
 
 /// Long inputs take a minute to read on a loaded server.
 pub const FIRST_TOKEN_LIMIT: Duration = s(120);

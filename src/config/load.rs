@@ -99,6 +99,7 @@ fn read_all(
     let listen = sections::listen(&mut root.section("listen"));
     let limits = sections::limits(&mut root.section("limits"));
     let queue = sections::queue(&mut root.section("queue"));
+    let schedule = sections::schedule(&mut root.section("schedule"));
     let relay = sections::relay(&mut root.section("relay"));
     let breaker = sections::breaker(&mut root.section("breaker"));
     let probe = sections::probe(&mut root.section("probe"));
@@ -135,6 +136,7 @@ fn read_all(
         listen,
         limits,
         queue,
+        schedule,
         relay,
         breaker,
         probe,

@@ -33,6 +33,8 @@ pub struct Settings {
     pub limits: Limits,
     /// How requests wait.
     pub queue: Queue,
+    /// How turns are given.
+    pub schedule: Schedule,
     /// How answers are carried.
     pub relay: Relay,
     /// The breaker before each server.
@@ -101,8 +103,43 @@ pub struct Queue {
     pub tenant_share_percent: u8,
     /// Longest wait for a turn when the caller gives no deadline.
     pub wait_max: Duration,
+    /// The same for the batch tier, in which nobody waits.
+    pub batch_wait_max: Duration,
     /// Longest wait while no server of the model is up.
     pub no_server_wait: Duration,
+}
+
+impl Queue {
+    /// Longest wait for a turn of a request of this tier whose caller gives no deadline.
+    pub const fn wait_max_of(&self, tier: Tier) -> Duration {
+        match tier {
+            Tier::Batch => self.batch_wait_max,
+            Tier::System | Tier::Interactive | Tier::Standard => self.wait_max,
+        }
+    }
+}
+
+/// `[schedule]`
+#[derive(Clone, Debug, PartialEq)]
+pub struct Schedule {
+    /// Time per output token that callers are to see; where it is longer, prefill slows down.
+    pub token_gap: Duration,
+    /// Prefill that a server may owe when it is given more.
+    pub prefill_debt: Duration,
+    /// Prompt tokens that a server computes in one step.
+    pub chunk: Tokens,
+    /// Share of a server's KV cache that is given away, percent.
+    pub kv_share_percent: u8,
+    /// Share of that which the batch tier leaves to others, percent.
+    pub batch_leaves_percent: u8,
+    /// After this wait a request of the standard tier goes with the interactive ones.
+    pub standard_ages: Duration,
+    /// After this wait a request of the batch tier goes with the standard ones.
+    pub batch_ages: Duration,
+    /// Batch requests that have shown nothing yet give their room to others.
+    pub preempt_batch: bool,
+    /// Prompts are hashed block by block, to find servers that have their beginnings.
+    pub prefix: bool,
 }
 
 /// `[relay]`
@@ -292,6 +329,24 @@ pub struct Tenant {
     pub requests_per_minute: u64,
     /// Input and output tokens a minute, 0 for no limit.
     pub tokens_per_minute: Tokens,
+    /// Its share of a tier, relative to the others' there; 1 to 1,000.
+    pub weight: u32,
+}
+
+#[cfg(test)]
+impl Tenant {
+    /// A tenant without keys and limits.
+    pub(crate) fn example(name: &str) -> Self {
+        Self {
+            name: name.into(),
+            keys: Vec::new(),
+            tier: Tier::Standard,
+            models: Vec::new(),
+            requests_per_minute: 0,
+            tokens_per_minute: Tokens::ZERO,
+            weight: 1,
+        }
+    }
 }
 
 /// What becomes of a chat request whose texts spell control tokens of the model.
@@ -378,6 +433,10 @@ pub struct Server {
     pub max_running: Option<u32>,
     /// It gets token ids instead of text, where its kind takes them and they were counted here.
     pub send_token_ids: bool,
+    /// It computes one prompt after another; `None`: as its kind does.
+    pub paced: Option<bool>,
+    /// It gets the tier as a priority for its own scheduler.
+    pub priority: bool,
     /// The GPUs it runs on, by UUID; empty finds them by its process.
     pub gpus: Vec<GpuId>,
     /// Its memory grows with its work; `None` goes by its kind.
@@ -400,6 +459,8 @@ impl fmt::Debug for Server {
             .field("kv_tokens", &self.kv_tokens)
             .field("max_running", &self.max_running)
             .field("send_token_ids", &self.send_token_ids)
+            .field("priority", &self.priority)
+            .field("paced", &self.paced)
             .field("gpus", &self.gpus)
             .field("memory_grows", &self.memory_grows)
             .field("memory_per_token", &self.memory_per_token)

@@ -124,6 +124,7 @@ pub(super) fn tenant(
             defaults::TOKENS_PER_MINUTE,
             0..=RATE_MAX,
         ),
+        weight: section.number("weight", defaults::WEIGHT, 1..=1_000),
     }
 }
 

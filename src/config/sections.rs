@@ -3,7 +3,7 @@
 
 use super::{
     Breaker, Energy, FoundOnGpu, Gpu, Limits, Listen, Log, LogFormat, LogLevel, Probe, Queue,
-    Relay, Threads, TokenCounts, defaults, problem::Spot, read::Section,
+    Relay, Schedule, Threads, TokenCounts, defaults, problem::Spot, read::Section,
 };
 use std::{
     net::{IpAddr, SocketAddr},
@@ -96,6 +96,7 @@ pub(super) fn queue(section: &mut Section<'_>) -> Queue {
             1..=100,
         ),
         wait_max: section.seconds("wait_max_s", defaults::WAIT_MAX, 0.0..=DAY_S),
+        batch_wait_max: section.seconds("batch_wait_max_s", defaults::BATCH_WAIT_MAX, 0.0..=DAY_S),
         no_server_wait: section.seconds("no_server_wait_s", defaults::NO_SERVER_WAIT, 0.0..=DAY_S),
     };
     if queue.length_max.saturating_mul(usize::from(queue.tenant_share_percent)) < 100 {
@@ -108,6 +109,25 @@ pub(super) fn queue(section: &mut Section<'_>) -> Queue {
         section.error("no_server_wait_s", what, "make it at most `wait_max_s`");
     }
     queue
+}
+
+/// `[schedule]`
+pub(super) fn schedule(section: &mut Section<'_>) -> Schedule {
+    Schedule {
+        token_gap: section.seconds("token_gap_s", defaults::TOKEN_GAP, 0.001..=10.0),
+        prefill_debt: section.seconds("prefill_debt_s", defaults::PREFILL_DEBT, 0.01..=60.0),
+        chunk: section.tokens("chunk_tokens", defaults::CHUNK, 16..=1_000_000),
+        kv_share_percent: section.number("kv_share_percent", defaults::KV_SHARE_PERCENT, 10..=100),
+        batch_leaves_percent: section.number(
+            "batch_leaves_percent",
+            defaults::BATCH_LEAVES_PERCENT,
+            0..=90,
+        ),
+        standard_ages: section.seconds("standard_ages_s", defaults::STANDARD_AGES, 0.1..=DAY_S),
+        batch_ages: section.seconds("batch_ages_s", defaults::BATCH_AGES, 0.1..=DAY_S),
+        preempt_batch: section.flag("preempt_batch", defaults::PREEMPT_BATCH),
+        prefix: section.flag("prefix", defaults::PREFIX),
+    }
 }
 
 /// `[relay]`

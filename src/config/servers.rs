@@ -46,6 +46,8 @@ pub(super) fn server(
             .optional_number("max_running", 1..=1_000_000)
             .and_then(|most| u32::try_from(most).ok()),
         send_token_ids: send_token_ids(section, kind),
+        priority: priority(section, kind),
+        paced: section.optional_flag("paced"),
         gpus: gpus(section),
         memory_grows: section.optional_flag("memory_grows"),
         memory_per_token: section
@@ -64,6 +66,15 @@ fn gpus(section: &mut Section<'_>) -> Vec<GpuId> {
         section.error("gpus", what, "take it from `berthd gpus`; it begins with GPU- or MIG-");
     }
     ids.map(GpuId::from).collect()
+}
+
+fn priority(section: &mut Section<'_>, kind: Option<ServerKind>) -> bool {
+    let wanted = section.flag("priority", defaults::PRIORITY);
+    if wanted && !matches!(kind, None | Some(ServerKind::Vllm | ServerKind::Sglang)) {
+        let what = "a server of this kind has no priorities of its own";
+        section.error("priority", what, "remove the key");
+    }
+    wanted
 }
 
 fn send_token_ids(section: &mut Section<'_>, kind: Option<ServerKind>) -> bool {

@@ -170,6 +170,8 @@ fn configured(server: &discover::Found) -> config::Server {
         kv_tokens: None,
         max_running: None,
         send_token_ids: false,
+        priority: false,
+        paced: None,
         gpus: Vec::new(),
         memory_grows: None,
         memory_per_token: None,

@@ -168,6 +168,8 @@ impl Daemon {
         let mut inner = JoinSet::new();
         inner.spawn(Arc::clone(&control).serve_socket(doors.control));
         inner.spawn(control.serve_admin(doors.admin));
+        let dispatch = Arc::clone(&parts.broker.dispatch);
+        inner.spawn(async move { dispatch.pace().await });
         inner.spawn(trial::watch(Arc::clone(&parts.broker)));
         inner.spawn(device::hanging::watch(Arc::clone(&parts.broker), gpus.subscribe()));
         inner.spawn(device::memory::watch(Arc::clone(&parts.broker), gpus.subscribe()));

@@ -7,7 +7,7 @@ use crate::{
     config::{self, FoundOnGpu, Place, Settings},
     ids::{ModelName, ServerId},
     pipeline::Broker,
-    servers::{ModelServer, probe},
+    servers::{ModelServer, kv_events, probe},
     snapshot::{ServedModel, ServerState},
     systemd::Notifier,
 };
@@ -16,7 +16,7 @@ use std::{
     sync::{Arc, atomic::Ordering},
 };
 use tokio::{
-    sync::{Notify, watch},
+    sync::{Notify, mpsc, watch},
     task::JoinSet,
     time::Instant,
 };
@@ -39,6 +39,20 @@ pub(super) enum Origin {
     Port,
     /// It was found by its process on a GPU.
     Gpu,
+}
+
+/// Changes of a server's cache that wait to be taken in. Each is a batch of the server's: a few steps' worth.
+const CACHE_CHANGES_MAX: usize = 256;
+
+/// Follows what a server's cache holds, where it says so. Never ends.
+async fn follow_cache(broker: Arc<Broker>, id: ServerId, endpoint: config::KvEndpoint) {
+    let (tell, mut told) = mpsc::channel(CACHE_CHANGES_MAX);
+    let take = async {
+        while let Some((server, change)) = told.recv().await {
+            broker.dispatch.kv_changed(&server, &change);
+        }
+    };
+    tokio::join!(kv_events::follow(id, endpoint, tell, Arc::default()), take);
 }
 
 /// One server's watcher; dropping it ends the watching.
@@ -118,6 +132,9 @@ impl Parts {
             };
             tokio::join!(probe::watch(asked, rules, publish, nudge), forward);
         });
+        if let Some(endpoint) = config.kv_events.clone() {
+            task.spawn(follow_cache(Arc::clone(&self.broker), id.clone(), endpoint));
+        }
         let watched = Watched { config, origin, since, readings: kept, server, seen, _task: task };
         self.watched.insert(id, watched);
     }

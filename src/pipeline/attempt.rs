@@ -213,7 +213,7 @@ impl<'a> Attempt<'a> {
     /// Handles one event. `Some`: the answer is whole, and whether the server thinks so too.
     async fn step(&mut self, event: &Event, placement: &Placement) -> Result<Option<Over>, Fault> {
         let step = self.watcher.read(event);
-        self.note_content();
+        self.note_content(placement);
         if event.data().is_some() {
             self.active = Instant::now();
             placement.hear(self.active);
@@ -244,15 +244,19 @@ impl<'a> Attempt<'a> {
         Ok(None)
     }
 
-    fn note_content(&mut self) {
+    fn note_content(&mut self, placement: &Placement) {
         if !self.watcher.content {
             return;
         }
         let now = Instant::now();
         match self.last_content.replace(now) {
             Some(last) => self.gaps.observe((now - last).as_secs_f64()),
-            None => self.record.first_content(),
+            None => {
+                self.record.first_content();
+                placement.first_token(now);
+            }
         }
+        placement.produced(self.watcher.output());
         // So that a caller who leaves now is charged for what he got.
         self.record.said(self.watcher.output());
     }

@@ -3,17 +3,11 @@
 use crate::{
     config::{KeyDigest, Tenant},
     error::{Reason, Refusal},
-    ids::Tier,
 };
 use http::{HeaderMap, HeaderValue, header::AUTHORIZATION};
 use sha2::{Digest, Sha256};
 use std::{collections::HashMap, sync::Arc};
 use subtle::ConstantTimeEq;
-
-/// Callers may ask for a less urgent tier with this header.
-pub const TIER: HeaderName = "x-berthd-tier";
-/// Callers may say with this header how many milliseconds the first content may take.
-pub const DEADLINE: HeaderName = "x-berthd-deadline-ms";
 
 /// Where clients of Anthropic's API send their key.
 const API_KEY: HeaderName = "x-api-key";
@@ -110,49 +104,13 @@ fn bearer(value: &HeaderValue) -> Option<&[u8]> {
     (scheme.eq_ignore_ascii_case(b"bearer ") && !key.is_empty()).then_some(key)
 }
 
-/// The tier of a request: what the caller asks for, but never more urgent than the tenant's own.
-///
-/// # Errors
-/// The header names no tier.
-pub fn tier(headers: &HeaderMap, tenant: &Tenant) -> Result<Tier, Refusal> {
-    let Some(value) = headers.get(TIER) else { return Ok(tenant.tier) };
-    let asked = value.to_str().ok().and_then(Tier::parse).ok_or_else(|| {
-        let text = "The header X-Berthd-Tier must be one of: system, interactive, standard, batch.";
-        Refusal::new(Reason::OutOfRange, text).param("x-berthd-tier")
-    })?;
-    Ok(asked.max(tenant.tier))
-}
-
-/// How long the caller would wait for the first content, if it says so.
-///
-/// # Errors
-/// The header is not a number of milliseconds from 1 to 3,600,000.
-pub fn deadline(headers: &HeaderMap) -> Result<Option<std::time::Duration>, Refusal> {
-    let Some(value) = headers.get(DEADLINE) else { return Ok(None) };
-    let millis = value.to_str().ok().and_then(|text| text.parse::<u64>().ok());
-    match millis {
-        Some(millis @ 1..=3_600_000) => Ok(Some(std::time::Duration::from_millis(millis))),
-        _ => {
-            let text = "The header X-Berthd-Deadline-Ms must be a whole number from 1 to 3600000.";
-            Err(Refusal::new(Reason::OutOfRange, text).param("x-berthd-deadline-ms"))
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::units::Tokens;
+    use crate::ids::Tier;
 
     fn tenant(name: &str, key: &str, tier: Tier) -> Tenant {
-        Tenant {
-            name: name.into(),
-            keys: vec![digest(key.as_bytes())],
-            tier,
-            models: Vec::new(),
-            requests_per_minute: 0,
-            tokens_per_minute: Tokens(0),
-        }
+        Tenant { keys: vec![digest(key.as_bytes())], tier, ..Tenant::example(name) }
     }
 
     fn with(name: &'static str, value: &str) -> HeaderMap {
@@ -202,21 +160,5 @@ mod tests {
         assert_eq!(find(&both).unwrap(), "b");
         let only_theirs = keys.find(&with(API_KEY, "sk-one")).unwrap_err();
         assert_eq!(only_theirs.reason, Reason::MissingKey, "elsewhere the header means nothing");
-    }
-
-    #[test]
-    fn a_caller_may_step_back_but_not_forward() {
-        let standard = tenant("a", "k", Tier::Standard);
-        assert_eq!(tier(&with(TIER, "batch"), &standard).unwrap(), Tier::Batch);
-        assert_eq!(tier(&with(TIER, "system"), &standard).unwrap(), Tier::Standard);
-        assert_eq!(tier(&with(TIER, "soon"), &standard).unwrap_err().reason, Reason::OutOfRange);
-    }
-
-    #[test]
-    fn deadlines_are_bounded() {
-        assert_eq!(deadline(&with(DEADLINE, "250")).unwrap().unwrap().as_millis(), 250);
-        assert!(deadline(&with(DEADLINE, "0")).is_err());
-        assert!(deadline(&with(DEADLINE, "-1")).is_err());
-        assert!(deadline(&with(DEADLINE, "99999999999999999999")).is_err());
     }
 }

@@ -5,11 +5,12 @@ use super::{
     answer::{self, Reply},
     attempt::{self, Attempt, Ending},
     device::working::{Told, Working},
-    dispatch::{Ask, Outcome, Placement},
+    dispatch::{Ask, Decision, Outcome, Placement},
     flow::{First, Flow, Slot},
     id_header,
     record::Record,
     relay::{self, Fault, Job, Watched},
+    urgency,
 };
 use crate::{
     api::refuse,
@@ -33,6 +34,8 @@ struct Facts {
     attempts: u32,
     /// What a whole answer took, where the caller asked for it.
     told: Option<Told>,
+    /// What was decided about it, where the caller asked for that.
+    decision: Option<Box<Decision>>,
 }
 
 /// Times that a request is taken back and placed anew: servers that come back only to hang again must not
@@ -68,12 +71,13 @@ async fn whole(
     let id = record.id.clone();
     let mut last: Option<Fault> = None;
     loop {
-        let placement = match turn(broker, &mut ask, &mut record, false).await {
+        let mut placement = match turn(broker, &mut ask, &mut record, false).await {
             Ok(placement) => placement,
             Err(refusal) => return refuse_whole(record, &id, last, refusal, fixed),
         };
         match relay::whole(&job, &placement, &record).await {
             Ok((body, watched)) => {
+                placement.answered(watched.usage.completion);
                 placement.report(Outcome::Answered);
                 record.stops_working(Some(watched.usage));
                 let told = record.told().filter(|_| record.tell_energy);
@@ -165,13 +169,14 @@ async fn run(
     slot: Slot,
     facts: SharedFacts,
 ) -> Result<(), Refusal> {
-    let gaps = broker.books.metrics.gaps(&ask.model);
+    let gaps = broker.books.metrics.gaps(&ask.request.model);
     let mut last: Option<Fault> = None;
     loop {
-        let placement = match turn(&broker, &mut ask, &mut record, true).await {
+        let mut placement = match turn(&broker, &mut ask, &mut record, true).await {
             Ok(placement) => placement,
             Err(refusal) => {
                 let refusal = last.map_or(refusal, |fault| fault.refusal);
+                *facts.lock().unwrap_or_else(PoisonError::into_inner) = facts_of(&record);
                 record.refused(&refusal);
                 return Err(refusal);
             }
@@ -180,6 +185,7 @@ async fn run(
         let ending = Attempt::new(&job, &slot, &mut record, gaps.clone()).run(&placement).await;
         match ending {
             Ending::Whole(watched, tail) => {
+                placement.answered(watched.usage.completion);
                 placement.report(Outcome::Answered);
                 drop(placement);
                 // In the same turn in which the last piece was given, so before any caller sees it:
@@ -222,8 +228,11 @@ async fn turn(
     let placement = broker.dispatch.turn(ask).await;
     let waited = since.elapsed();
     record.waited += waited;
+    if record.tell_decision {
+        record.decision = broker.dispatch.explain(record.id.as_str()).map(Box::new);
+    }
     let placement = placement?;
-    broker.books.metrics.waited(ask.tier, waited);
+    broker.books.metrics.waited(ask.request.tier, waited);
     record.attempts += 1;
     // Until it is known better: a caller who leaves now leaves a server at work.
     record.had += 1;
@@ -237,12 +246,12 @@ async fn turn(
 fn work_of(ask: &Ask, record: &Record, placement: &Placement, stream: bool) -> WorkFacts {
     let key = Key {
         server: placement.id().clone(),
-        model: ask.model.clone(),
-        tenant: ask.tenant.clone(),
-        tier: ask.tier,
+        model: ask.request.model.clone(),
+        tenant: ask.request.tenant.clone(),
+        tier: ask.request.tier,
     };
     let input = record.counted.as_ref().map_or(Tokens::ZERO, |counted| counted.tokens);
-    WorkFacts { key, input, output: ask.tokens.less(input), stream }
+    WorkFacts { key, input, output: ask.request.output, stream }
 }
 
 /// Books a failed attempt. `true`: no further one may follow.
@@ -274,7 +283,7 @@ fn note(
     if fault.is_recall() {
         return recalled(placement, ask, record, job);
     }
-    ask.tried.push(server.clone());
+    ask.request.tried.push(server.clone());
     fault.last || record.attempts >= job.relay.attempts_max
 }
 
@@ -284,7 +293,7 @@ fn recalled(placement: &Placement, ask: &mut Ask, record: &mut Record, job: &Job
     record.attempts = record.attempts.saturating_sub(1);
     ask.recalls = ask.recalls.saturating_add(1);
     if job.content_by.is_none() {
-        ask.deadline += placement.since().elapsed();
+        ask.request.due += placement.since().elapsed();
     }
     ask.recalls > RECALLS_MAX
 }
@@ -307,7 +316,9 @@ fn settle(broker: &Arc<Broker>, mut record: Record, watched: Watched) {
                 );
             }
         }
-        broker.dispatch.saw_output(model, watched.usage.completion);
+        if let Some(tenant) = &record.tenant {
+            broker.dispatch.saw_output(tenant, model, watched.usage.completion);
+        }
     }
     record.output = watched.usage.completion;
     record.answered(watched.usage);
@@ -319,11 +330,16 @@ fn facts_of(record: &Record) -> Facts {
         waited: record.waited,
         attempts: record.attempts,
         told: None,
+        decision: record.decision.clone(),
     }
 }
 
 fn add_facts(headers: &mut HeaderMap, fixed: HeaderMap, facts: &Facts) {
     headers.extend(fixed);
+    let decision = facts.decision.as_ref().and_then(|decision| decision.header());
+    if let Some(value) = decision {
+        headers.insert(urgency::EXPLAIN, value);
+    }
     let Some(server) = &facts.server else { return };
     if let Ok(server) = HeaderValue::from_str(server.as_str()) {
         headers.insert("x-berthd-server", server);

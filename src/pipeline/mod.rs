@@ -22,6 +22,7 @@ pub mod study;
 pub mod tokenize;
 pub mod trial;
 pub mod trust;
+pub mod urgency;
 pub mod watch;
 pub mod whole;
 
@@ -32,7 +33,7 @@ use crate::{
     energy::{Prices, Works},
     error::{Reason, Refusal},
     ids::{ModelName, RequestId},
-    schedule::catalog::Entry,
+    schedule::{Request, catalog::Entry},
     snapshot::GpuPlane,
 };
 use answer::{Reply, read_body};
@@ -51,6 +52,7 @@ use std::{
     time::Duration,
 };
 use tokio::{sync::Semaphore, time::Instant};
+use urgency::Urgency;
 
 /// Everything a request meets on its way.
 pub struct Broker {
@@ -181,10 +183,10 @@ impl Broker {
         let settings = &live.settings;
         // authenticate
         let tenant = self.authenticate(&live, headers, record)?;
-        let tier = auth::tier(headers, &tenant)?;
-        record.tier = Some(tier);
-        let deadline = auth::deadline(headers)?;
+        let urgency = Urgency::of_headers(headers)?;
+        record.tier = Some(urgency.tier_for(&tenant));
         record.tell_energy = device::working::wants(headers)?;
+        record.tell_decision = urgency::wants_explanation(headers)?;
         record.prices = Prices::of(&settings.energy);
         // parse, authorise, count
         answer::check_media(headers)?;
@@ -193,31 +195,49 @@ impl Broker {
         let body = read_body(body, headers, limits, limit).await?;
         let studied = self.study(&live, &tenant, route, (body, room)).await?;
         record.model = Some(studied.entry.model.clone());
+        let urgency = urgency.or(studied.urgency);
+        let tier = urgency.tier_for(&tenant);
+        record.tier = Some(tier);
         let counted = self.count(&studied).await?;
         record.counted = Some(counted);
         record.shadow = studied.shadow();
         studied.log_prefix(&record.id);
         let window = studied.check_window(counted)?;
         // admit
-        let mean = self.dispatch.expected_output(&studied.entry.model);
-        let estimate = counted.tokens.plus(studied.expected_output(counted, window, mean));
+        let mean = self.dispatch.expected_output(&tenant.name, &studied.entry.model);
+        let output = studied.expected_output(counted, window, mean);
+        let estimate = counted.tokens.plus(output);
         let reservation = live.admission.reserve(&tenant.name, estimate, Instant::now())?;
         record.reservation = Some(reservation);
         // what the queue, the placement and the relay need
+        let asked = urgency.deadline.map(|deadline| record.started() + deadline);
+        let wait_max = settings.queue.wait_max_of(tier);
         let ask = Ask {
-            model: studied.entry.model.clone(),
-            tenant: tenant.name.clone(),
-            tier,
-            tokens: estimate,
-            sequences: studied.sequences(),
-            span: studied.span(counted),
-            tried: Vec::new(),
-            deadline: record.started() + deadline.unwrap_or(settings.queue.wait_max),
-            arrival: None,
+            id: record.id.clone(),
+            request: Request {
+                model: studied.entry.model.clone(),
+                tenant: tenant.name.clone(),
+                weight: f64::from(tenant.weight),
+                tier,
+                input: counted.tokens,
+                output,
+                sequences: studied.sequences(),
+                span: studied.span(counted),
+                blocks: studied.blocks(),
+                tried: Vec::new(),
+                due: asked.unwrap_or_else(|| record.started() + wait_max),
+                strict: asked.is_some(),
+                watched: studied.is_stream(),
+                returned: urgency::returned(headers),
+                arrival: None,
+                entered: record.started(),
+                progress: Arc::default(),
+            },
             recalls: 0,
         };
         let mut job = studied.job(settings.relay.clone(), settings.limits.clone(), counted);
-        job.content_by = deadline.map(|deadline| record.started() + deadline);
+        job.content_by = asked;
+        job.tier = tier;
         Ok((job, ask))
     }
 

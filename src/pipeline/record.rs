@@ -3,6 +3,7 @@
 use super::{
     count::Counted,
     device::working::{Told, Working},
+    dispatch::Decision,
     trust::Shadow,
 };
 use crate::{
@@ -137,6 +138,10 @@ pub struct Record {
     pub tell_energy: bool,
     /// What that costs.
     pub prices: Prices,
+    /// The caller wants to know what was decided about it.
+    pub tell_decision: bool,
+    /// That, once it is.
+    pub decision: Option<Box<Decision>>,
     written: bool,
 }
 
@@ -164,6 +169,8 @@ impl Record {
             spent: None,
             tell_energy: false,
             prices: Prices::default(),
+            tell_decision: false,
+            decision: None,
             written: false,
         }
     }

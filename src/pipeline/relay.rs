@@ -6,9 +6,10 @@ use super::{
     watch::Wishes,
 };
 use crate::{
-    api::{Route, answer::ToldInput},
+    api::{Route, answer::ToldInput, outgoing},
     config,
     error::{Reason, Refusal},
+    ids::Tier,
     servers::{Answer, AnswerBody, Call, CallError},
 };
 use bytes::{Bytes, BytesMut};
@@ -107,6 +108,8 @@ pub struct Job {
     pub content_by: Option<Instant>,
     /// Limits on answers.
     pub limits: config::Limits,
+    /// How urgent, for servers that honour it.
+    pub tier: Tier,
     /// What the watcher must know.
     pub wishes: Wishes,
 }
@@ -127,7 +130,11 @@ impl Job {
             Some(body) if server.takes_ids(self.route) => body,
             _ => &self.body,
         };
-        let call = Call { route: self.route, body: body.clone(), request_id: record.id.clone() };
+        let body = match server.priority(self.tier) {
+            Some(priority) => outgoing::with_priority(body, priority),
+            None => body.clone(),
+        };
+        let call = Call { route: self.route, body, request_id: record.id.clone() };
         let mut answer = server.send(call).await.map_err(|error| match error {
             CallError::Refused(text) => Fault {
                 cause: "refused",

@@ -10,14 +10,15 @@ use super::{
     relay::Job,
     spelling,
     trust::Shadow,
+    urgency::Urgency,
     watch::Wishes,
 };
 use crate::{
     api::{FieldLimits, Request, Route, fields, outgoing, shapes::Weight},
     config::{self, Tenant},
     error::{Reason, Refusal},
-    ids::{ModelName, RequestId},
-    schedule::catalog::Entry,
+    ids::{ModelName, RequestId, Tier},
+    schedule::{Blocks, catalog::Entry},
     tokens::{Allowance, CountError, PrefixBlocks},
     units::Tokens,
 };
@@ -65,6 +66,8 @@ pub struct Studied {
     prefix: Option<PrefixBlocks>,
     /// Bytes of the input itself, for an estimate.
     text_bytes: usize,
+    /// How urgent the body says that it is.
+    pub urgency: Urgency,
     /// It asks for filling in: each server builds that prompt itself, and counts only half of it.
     fills_in: bool,
 }
@@ -151,6 +154,7 @@ impl Broker {
         let counter = self.counter_of(live, &entry.model);
         let believed =
             counter.as_ref().is_some_and(|counter| self.trust.believes(&entry.model, counter));
+        let urgency = Urgency::of_body(&request.fields)?;
         let fills_in = fills_in(&request);
         let begun = Instant::now();
         let checked = spelling::check(counter.as_deref(), route, &request.fields, allowance)?;
@@ -220,6 +224,7 @@ impl Broker {
             comparable: is_comparable(&request),
             prefix,
             text_bytes,
+            urgency,
             fills_in,
             entry,
         })
@@ -230,7 +235,8 @@ impl Broker {
         /// vLLM's own default.
         const USUAL: NonZeroU32 = NonZeroU32::MIN.saturating_add(15);
         let told = || self.dispatch.block_tokens(&entry.model).and_then(NonZeroU32::new);
-        live.settings.tokens.prefix_blocks.then(|| told().unwrap_or(USUAL))
+        let wanted = live.settings.tokens.prefix_blocks || live.settings.schedule.prefix;
+        wanted.then(|| told().unwrap_or(USUAL))
     }
 
     pub(super) fn authorise(&self, tenant: &Tenant, model: &ModelName) -> Result<Entry, Refusal> {
@@ -366,6 +372,21 @@ impl Studied {
         );
     }
 
+    /// What its prompt begins with, for the rules.
+    pub(super) fn blocks(&self) -> Blocks {
+        let blocks = |prefix: &PrefixBlocks| Blocks {
+            hashes: prefix.hashes.as_slice().into(),
+            tokens: prefix.block_tokens.get(),
+        };
+        // Of several prompts no one is what the server's cache would be asked for.
+        self.prefix.as_ref().filter(|_| self.prompts == 1).map(blocks).unwrap_or_default()
+    }
+
+    /// Its caller wants a stream.
+    pub(super) const fn is_stream(&self) -> bool {
+        self.stream
+    }
+
     /// Sequences that it runs at once on a server.
     pub(super) fn sequences(&self) -> u32 {
         u32::try_from(self.answers).unwrap_or(u32::MAX)
@@ -447,6 +468,7 @@ impl Studied {
             ids_body: self.ids_body,
             relay,
             content_by: None,
+            tier: Tier::Standard,
             limits,
             wishes,
         }

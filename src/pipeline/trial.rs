@@ -115,8 +115,9 @@ mod tests {
     use crate::{
         admit::Admission,
         config,
-        ids::Tier,
+        ids::RequestId,
         pipeline::{Live, auth::Keys, count::Counters, dispatch::Ask},
+        schedule::Request,
         servers::{Answer, CallError, Later},
         snapshot::{Health, ServedModel, ServerKind, ServerState},
         units::Tokens,
@@ -206,18 +207,8 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_suspect_server_that_gets_ahead_with_its_requests_is_not_failed_for_its_trials() {
         let broker = broker_of(Arc::new(Mute("a".into())));
-        let mut ask = Ask {
-            model: "m".into(),
-            tenant: "t".into(),
-            tier: Tier::Standard,
-            tokens: Tokens(10),
-            sequences: 1,
-            span: Tokens::ZERO,
-            tried: Vec::new(),
-            deadline: Instant::now() + Duration::from_secs(60),
-            arrival: None,
-            recalls: 0,
-        };
+        let request = Request::plain("m".into(), "t".into(), Tokens(10), Instant::now());
+        let mut ask = Ask { id: RequestId::fresh(), request, recalls: 0 };
         let placement = broker.dispatch.turn(&mut ask).await.unwrap();
         broker.dispatch.suspect(&"a".into());
         let streams = async {

@@ -269,6 +269,7 @@ mod tests {
             ids_body: None,
             relay: settings.relay,
             content_by: None,
+            tier: crate::ids::Tier::Standard,
             limits: settings.limits,
             wishes: Wishes {
                 alias: Some("mine".into()),

@@ -1,11 +1,10 @@
-//! How fast room comes free, to tell a caller honestly how long the wait will be; and how long answers
-//! are, to reserve what they will need.
+//! How fast room comes free, to tell a caller honestly how long the wait will be.
 
 use crate::units::Tokens;
 use std::time::Duration;
 use tokio::time::Instant;
 
-/// Weight of the newest observation in the running means.
+/// Weight of the newest observation in the running mean.
 const NEWEST: f64 = 0.1;
 /// How long a rate is believed after the last observation. Only requests that wait bring new ones: a rate
 /// that refuses them all would otherwise never be corrected.
@@ -57,27 +56,6 @@ impl Pace {
     fn rate(&self, now: Instant) -> Option<f64> {
         let (rate, seen) = self.seen?;
         (now.saturating_duration_since(seen) <= REMEMBERED).then_some(rate)
-    }
-}
-
-/// Running mean of output tokens.
-#[derive(Clone, Debug)]
-pub struct OutputMean(f64);
-
-impl OutputMean {
-    /// Starts from the configured expectation.
-    pub fn new(start: Tokens) -> Self {
-        Self(start.get() as f64)
-    }
-
-    /// An answer was this long.
-    pub fn observe(&mut self, output: Tokens) {
-        self.0 += NEWEST * (output.get() as f64 - self.0);
-    }
-
-    /// What to expect of the next one, at least 1.
-    pub fn expect(&self) -> Tokens {
-        Tokens(self.0.ceil().max(1.0) as u64)
     }
 }
 
@@ -140,14 +118,5 @@ mod tests {
         let now = later + Duration::from_secs(1);
         pace.freed(Tokens(100), true, now);
         assert_eq!(pace.wait(Tokens(100), now), Some(Duration::from_secs(1)));
-    }
-
-    #[test]
-    fn output_expectation_moves_towards_what_is_seen() {
-        let mut mean = OutputMean::new(Tokens(256));
-        for _ in 0..100 {
-            mean.observe(Tokens(20));
-        }
-        assert!(mean.expect() <= Tokens(21));
     }
 }

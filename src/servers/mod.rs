@@ -24,7 +24,7 @@ pub use crate::api::Route;
 pub use body::AnswerBody;
 
 use crate::{
-    ids::{RequestId, ServerId},
+    ids::{RequestId, ServerId, Tier},
     snapshot::{ServerKind, ServerState},
     units::Tokens,
 };
@@ -110,6 +110,18 @@ pub trait ModelServer: Send + Sync + 'static {
     /// Whether a call of this route should bring token ids instead of text.
     fn takes_ids(&self, _route: Route) -> bool {
         false
+    }
+
+    /// The priority that its own scheduler should go by for a tier; `None` where it has none, or is not to be
+    /// told.
+    fn priority(&self, _tier: Tier) -> Option<i64> {
+        None
+    }
+
+    /// Whether it computes one prompt after another, so that prompts are better handed to it one after another, too.
+    /// Not so where an address stands for several engines, or where each answer has a thread of its own.
+    fn is_paced(&self) -> bool {
+        matches!(self.kind(), ServerKind::Vllm | ServerKind::Sglang | ServerKind::LlamaCpp)
     }
 
     /// Sends one call and waits for the head of the answer.

@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     config::{Place, Server},
-    ids::{ModelName, ServerId},
+    ids::{ModelName, ServerId, Tier},
     snapshot::{Capacity, Health, Load, Reported, ServedModel, ServerKind, ServerState},
     units::Tokens,
 };
@@ -51,6 +51,10 @@ pub struct Remote {
     names: Vec<ModelName>,
     /// The operator wants it to get token ids.
     send_ids: bool,
+    /// The operator wants it to be told how urgent requests are.
+    priority: bool,
+    /// Whether the operator says that it computes one prompt after another.
+    paced: Option<bool>,
     /// The operator's word on capacity; `None` takes the server's.
     fixed: Capacity,
     /// Time for the health page, and again for all other pages of a round.
@@ -108,6 +112,8 @@ impl Remote {
             client: Client::new(host.clone(), *port, prefix.clone(), key, limits),
             names: server.models.clone(),
             send_ids: server.send_token_ids,
+            priority: server.priority,
+            paced: server.paced,
             fixed: Capacity {
                 kv_tokens: server.kv_tokens,
                 max_running: server.max_running,
@@ -483,6 +489,23 @@ impl ModelServer for Remote {
         Some(self.client.address())
     }
 
+    fn is_paced(&self) -> bool {
+        let usual =
+            matches!(self.kind, ServerKind::Vllm | ServerKind::Sglang | ServerKind::LlamaCpp);
+        self.paced.unwrap_or(usual)
+    }
+
+    fn priority(&self, tier: Tier) -> Option<i64> {
+        // More urgent tiers have the smaller number here.
+        let rank = tier as i64;
+        match self.kind {
+            _ if !self.priority => None,
+            ServerKind::Vllm => Some(rank),
+            ServerKind::Sglang => Some(-rank),
+            _ => None,
+        }
+    }
+
     fn takes_ids(&self, route: Route) -> bool {
         // vLLM and llama.cpp have no field for them on the chat route.
         let takes = match self.kind {
@@ -532,6 +555,8 @@ mod tests {
             kv_tokens: None,
             max_running: None,
             send_token_ids: false,
+            priority: false,
+            paced: None,
             gpus: Vec::new(),
             memory_grows: None,
             memory_per_token: None,

@@ -20,6 +20,8 @@ mod counts;
 mod docs;
 mod drift;
 mod energy;
+mod explain;
+mod fair_shares;
 mod fake_driver;
 mod fake_faults;
 mod faults;

@@ -8,8 +8,9 @@ use crate::support::{
 };
 use berthd::{
     holding::{Holdings, How, ServerHolding},
-    ids::{GpuId, Tier},
+    ids::{GpuId, RequestId},
     pipeline::{device::memory, dispatch::Ask},
+    schedule::Request,
     snapshot::{DriverState, GpuPlane, GpuProcess, GpuState},
     units::{Bytes, Tokens},
 };
@@ -300,18 +301,8 @@ async fn a_reading_that_is_published_again_proves_nothing_more() {
     };
     let (publish, gpus) = watch::channel(plane(0, 1000, 5000));
     // What it takes before it had any work would be no growth by work.
-    let mut ask = Ask {
-        model: "m".into(),
-        tenant: "a".into(),
-        tier: Tier::Standard,
-        tokens: Tokens(1),
-        sequences: 1,
-        span: Tokens::ZERO,
-        tried: Vec::new(),
-        deadline: start + Duration::from_secs(60),
-        arrival: None,
-        recalls: 0,
-    };
+    let request = Request::plain("m".into(), "a".into(), Tokens(1), start);
+    let mut ask = Ask { id: RequestId::fresh(), request, recalls: 0 };
     let works = broker.dispatch.turn(&mut ask).await.unwrap();
     let story = async {
         let left = || broker.dispatch.servers()[0].memory.unwrap().left_bytes;

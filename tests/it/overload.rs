@@ -73,7 +73,7 @@ fn prompts(hits: &Hits) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn turns_come_by_tier_and_then_by_arrival() {
+async fn turns_come_by_tier_then_by_fair_share_and_then_by_arrival() {
     let plan = Plan::new().tenant("s", "tier = \"standard\"").queue("tenant_share_percent = 100");
     let full = full(plan).await;
     let mut callers = Vec::new();
@@ -98,8 +98,9 @@ async fn turns_come_by_tier_and_then_by_arrival() {
         "interactive 1",
         "interactive 2",
         "standard 1",
-        "standard 2",
+        // The other tenant got nothing in this tier yet.
         "standard 3",
+        "standard 2",
         "batch 1",
         "batch 2",
     ];
@@ -177,11 +178,12 @@ async fn a_deadline_that_cannot_be_met_is_refused_before_the_wait() {
     for number in 0..5 {
         callers.push(full.wait_as("a", "", &format!("caller {number}")).await);
     }
-    let header = "X-Berthd-Deadline-Ms: 20\r\n";
+    // Not the first of its tenant's, however little time it has: the others are more urgent.
+    let header = "X-Berthd-Tier: batch\r\nX-Berthd-Deadline-Ms: 20\r\n";
     let reply = full.house.ask_as("a", header, &chat("scripted", "hurried", false)).await;
     assert_refused(&reply, 503, "deadline_unreachable");
     let error = reply.json()["error"]["message"].as_str().unwrap().to_owned();
-    assert!(error.contains("A turn is expected in"), "without any wait: {error}");
+    assert!(error.contains("The first token is expected in"), "without any wait: {error}");
     // More patience is enough.
     let header = "X-Berthd-Deadline-Ms: 60000\r\n";
     callers.push(full.wait_as("a", header, "patient").await);

@@ -1,5 +1,6 @@
 //! The status report as a tired person reads it: what is wrong first, then everything, in plain words.
 
+pub mod explain;
 mod gpus;
 #[cfg(test)]
 mod gpus_tests;

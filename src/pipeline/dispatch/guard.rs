@@ -4,7 +4,10 @@ use super::{Ask, Dispatch, state::State, turn::need};
 use crate::{
     error::{Reason, Refusal},
     ids::{ServerId, ServerKind},
-    schedule::memory::{self, Card, Held},
+    schedule::{
+        Scheduler,
+        memory::{self, Card, Held},
+    },
     units::{Bytes, Tokens},
 };
 use std::{collections::HashMap, time::Duration};
@@ -35,7 +38,7 @@ impl Dispatch {
     /// What each server has to do.
     pub fn placed(&self) -> Vec<Placed> {
         let state = self.lock();
-        let placed = state.rooms.iter().filter_map(|room| {
+        let placed = state.scheduler.rooms.iter().filter_map(|room| {
             let berth = state.berths.get(&room.id)?;
             let loading = room.models.iter().filter_map(|model| model.loading);
             let loaded = loading.filter(|loading| loading.loaded);
@@ -43,7 +46,7 @@ impl Dispatch {
                 server: room.id.clone(),
                 kind: berth.server.kind(),
                 local: berth.server.address().is_some_and(|(host, _)| is_loopback(host)),
-                tokens: room.placed_tokens,
+                tokens: room.placed_tokens(),
                 on_demand: room.models.iter().any(|model| model.loading.is_some()),
                 loading: room.is_loading(),
                 loaded: loaded.fold(Bytes::ZERO, |sum, loading| sum.plus(loading.memory)),
@@ -56,7 +59,7 @@ impl Dispatch {
     /// them is not guarded any more.
     pub fn guard(&self, cards: Vec<Card>, mut held: HashMap<ServerId, Held>) {
         let mut state = self.lock();
-        let State { rooms, cards: known, .. } = &mut *state;
+        let Scheduler { rooms, cards: known, .. } = &mut state.scheduler;
         *known = cards;
         for room in rooms.iter_mut() {
             room.hold(held.remove(&room.id));
@@ -70,9 +73,9 @@ impl State {
     /// What is said when the memory for a request is nowhere: of the server that comes nearest.
     pub(super) fn no_memory(&self, ask: &Ask) -> Refusal {
         let need = need(ask);
-        let rooms = self.rooms.iter().filter(|room| room.usable && room.may_take(need));
+        let rooms = self.scheduler.rooms.iter().filter(|room| room.usable && room.may_take(need));
         let nearest = rooms.max_by_key(|room| room.memory.as_ref().map(|memory| memory.most()));
-        let text = nearest.and_then(|room| memory::explain(room, &self.cards, need));
+        let text = nearest.and_then(|room| memory::explain(room, &self.scheduler.cards, need));
         let text = text.unwrap_or_else(|| "GPU memory is short.".to_owned());
         Refusal::new(Reason::NoGpuMemory, format!("{text} Retry later.")).retry_after(RETRY)
     }

@@ -34,7 +34,7 @@ impl Dispatch {
     /// What is heard of each server.
     pub fn heard(&self) -> Vec<Heard> {
         let state = self.lock();
-        let heard = state.rooms.iter().filter_map(|room| {
+        let heard = state.scheduler.rooms.iter().filter_map(|room| {
             let berth = state.berths.get(&room.id).filter(|berth| !berth.leaving)?;
             Some(Heard {
                 server: room.id.clone(),
@@ -58,7 +58,8 @@ impl Dispatch {
         berth.hung = Some(Hung { at: now, why });
         berth.breaker.open(&rules, now);
         let pulse = std::sync::Arc::clone(&berth.pulse);
-        let requests = state.rooms.iter().find(|room| room.id == *id).map(|room| room.requests);
+        let requests =
+            state.scheduler.rooms.iter().find(|room| room.id == *id).map(|room| room.requests);
         self.refresh(&mut state);
         // Only once nothing can be placed there any more: whoever comes back must not come back here.
         pulse.recall_all();

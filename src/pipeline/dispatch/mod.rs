@@ -4,31 +4,35 @@
 //! itself in passing. Otherwise it waits, and whoever gives room back hands out the next turns on the
 //! spot, so no task stands between a free server and the next request.
 
+mod decisions;
 mod footing;
 mod guard;
 mod hang;
+mod pacing;
 mod pulse;
 mod state;
 #[cfg(test)]
 mod tests;
 mod turn;
 
+pub use decisions::{Considered, Decision, Foreseen, Verdict};
 pub use guard::Placed;
 pub use hang::{Heard, Hung};
 pub use turn::Placement;
 
+use decisions::Decisions;
 use pulse::Pulse;
-use state::{Berth, DEFAULT_OUTPUT, Granted, State, limits};
+use state::{Berth, Granted, State, limits};
 
 use crate::{
     config,
-    ids::{ModelName, ServerId, TenantId, Tier},
-    queue::Queue,
+    ids::{ModelName, RequestId, ServerId, TenantId, Tier},
     schedule::{
-        Room,
+        Request, Room, Scheduler, block_tokens,
         breaker::Breaker,
         catalog::Catalog,
         memory::{MemoryRoom, MemoryView},
+        outputs::Lengths,
     },
     servers::{ModelServer, Route},
     snapshot::{Health, ServerState},
@@ -45,24 +49,10 @@ use tokio::{sync::Notify, time::Instant};
 /// What a request asks for.
 #[derive(Clone, Debug)]
 pub struct Ask {
-    /// The model, by the name that servers know.
-    pub model: ModelName,
-    /// Who pays.
-    pub tenant: TenantId,
-    /// How urgent.
-    pub tier: Tier,
-    /// Input plus expected output.
-    pub tokens: Tokens,
-    /// Answers that it makes at once: `n` times its prompts.
-    pub sequences: u32,
-    /// What one sequence must have room for in the context window.
-    pub span: Tokens,
-    /// Servers that had it already.
-    pub tried: Vec<ServerId>,
-    /// The latest time a turn is of use.
-    pub deadline: Instant,
-    /// Its first place in the queue, kept over attempts.
-    pub arrival: Option<u64>,
+    /// Which request.
+    pub id: RequestId,
+    /// What the rules know of it.
+    pub request: Request,
     /// Times that it was taken back from a server that hung.
     pub recalls: u32,
 }
@@ -72,6 +62,8 @@ pub struct Dispatch {
     /// Guards everything below; held for a choice, never across an await, never during I/O.
     state: Mutex<State>,
     catalog: ArcSwap<Catalog>,
+    /// Somebody waits, or something runs, that did not before: whoever paces looks again.
+    stir: Notify,
 }
 
 /// What became of a call, for the breaker.
@@ -150,20 +142,17 @@ impl Dispatch {
     /// An empty house.
     pub fn new(settings: &config::Settings) -> Arc<Self> {
         let state = State {
-            queue: Queue::new(limits(settings)),
-            rooms: Vec::new(),
+            scheduler: Scheduler::new(state::rules(settings), limits(settings)),
             berths: HashMap::new(),
-            pace: HashMap::new(),
-            outputs: HashMap::new(),
             queue_rules: settings.queue.clone(),
             breaker_rules: settings.breaker.clone(),
             models: settings.models.clone(),
             stale_after: settings.probe.stale_after,
-            cards: Vec::new(),
+            decisions: Decisions::default(),
         };
         // What is configured exists before the first server joins: counting needs none.
         let catalog = ArcSwap::from_pointee(Catalog::build(&state.models, []));
-        Arc::new(Self { state: Mutex::new(state), catalog })
+        Arc::new(Self { state: Mutex::new(state), catalog, stir: Notify::new() })
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -178,7 +167,8 @@ impl Dispatch {
     /// Takes new settings. Who waits and what runs stays.
     pub fn reconfigure(&self, settings: &config::Settings) {
         let mut state = self.lock();
-        state.queue.set_limits(limits(settings));
+        state.scheduler.queue.set_limits(limits(settings));
+        state.scheduler.set_rules(state::rules(settings));
         state.queue_rules = settings.queue.clone();
         state.breaker_rules = settings.breaker.clone();
         state.models = settings.models.clone();
@@ -221,8 +211,16 @@ impl Dispatch {
         };
         berth.pulse.hear(now);
         state.berths.insert(id.clone(), berth);
-        if !state.rooms.iter().any(|room| room.id == id) {
-            state.rooms.push(Room::new(id.clone()));
+        if state.scheduler.room(&id).is_none() {
+            let room = Room::new(id.clone(), &state.scheduler.rules);
+            state.scheduler.rooms.push(room);
+        } else if let Some(room) = state.scheduler.room_mut(&id) {
+            // Another process: what was cached and learned was the old one's.
+            room.starts_anew();
+        }
+        let paced = state.berths.get(&id).is_some_and(|berth| berth.server.is_paced());
+        if let Some(room) = state.scheduler.room_mut(&id) {
+            room.flow.set_serial(paced);
         }
         state.adopt(&id);
         self.refresh(&mut state);
@@ -247,8 +245,12 @@ impl Dispatch {
         let Some(berth) = state.berths.get_mut(&id) else { return };
         let before = std::mem::replace(&mut berth.state, reading);
         let models_changed = before.models != berth.state.models;
-        if before.health != Health::Up && berth.state.health == Health::Up {
+        let came = before.health != Health::Up && berth.state.health == Health::Up;
+        if came {
             berth.comings = berth.comings.wrapping_add(1);
+        }
+        if let Some(room) = state.scheduler.room_mut(&id).filter(|_| came) {
+            room.prefix.clear();
         }
         state.adopt(&id);
         self.refresh(&mut state);
@@ -326,7 +328,7 @@ impl Dispatch {
     /// The usable servers of a model.
     pub fn usable_of(&self, model: &ModelName) -> Vec<Arc<dyn ModelServer>> {
         let state = self.lock();
-        let rooms = state.rooms.iter().filter(|room| room.usable);
+        let rooms = state.scheduler.rooms.iter().filter(|room| room.usable);
         let rooms = rooms.filter(|room| room.models.iter().any(|served| served.name == *model));
         let berths = rooms.filter_map(|room| state.berths.get(&room.id));
         berths.map(|berth| Arc::clone(&berth.server)).collect()
@@ -353,38 +355,50 @@ impl Dispatch {
             .berths
             .values()
             .filter(|berth| berth.state.models.iter().any(|served| served.name == *model));
-        serving.filter_map(|berth| berth.state.capacity.block_tokens).min()
+        serving.map(|berth| block_tokens(berth.state.capacity.block_tokens)).min()
     }
 
-    /// What an answer of this model is expected to need.
-    pub fn expected_output(&self, model: &ModelName) -> Tokens {
-        let mut state = self.lock();
-        state.output_mean(model).map_or(DEFAULT_OUTPUT, |mean| mean.expect())
+    /// What an answer of this model is expected to need, for this tenant.
+    pub fn expected_output(&self, tenant: &TenantId, model: &ModelName) -> Tokens {
+        let state = self.lock();
+        let lengths = state.scheduler.outputs.of(tenant, model);
+        lengths.map_or_else(|| state.guess(model), Lengths::expect)
     }
 
     /// An answer of this model was this long.
-    pub fn saw_output(&self, model: &ModelName, output: Tokens) {
-        if let Some(mean) = self.lock().output_mean(model) {
-            mean.observe(output);
-        }
+    pub fn saw_output(&self, tenant: &TenantId, model: &ModelName, output: Tokens) {
+        let mut state = self.lock();
+        let guess = state.guess(model);
+        state.scheduler.outputs.observe(tenant, model, output, guess);
+    }
+
+    /// What was decided about a request, and why, if that is not forgotten.
+    pub fn explain(&self, request: &str) -> Option<Decision> {
+        self.lock().decisions.find(request, Instant::now())
+    }
+
+    /// The newest decisions, newest first.
+    pub fn decisions(&self, most: usize) -> Vec<Decision> {
+        self.lock().decisions.newest(most, Instant::now())
     }
 
     /// Requests waiting, by tier.
     pub fn waiting(&self) -> BTreeMap<Tier, usize> {
-        self.lock().queue.by_tier()
+        self.lock().scheduler.queue.by_tier()
     }
 
     /// Every server.
     pub fn servers(&self) -> Vec<ServerView> {
         let state = self.lock();
         let mut views: Vec<ServerView> = state
+            .scheduler
             .rooms
             .iter()
             .filter_map(|room| {
                 let berth = state.berths.get(&room.id)?;
                 Some(ServerView {
                     state: berth.state.clone(),
-                    placed_tokens: room.placed_tokens,
+                    placed_tokens: room.placed_tokens(),
                     placed: room.requests,
                     breaker_open: berth.breaker.is_open(),
                     drained: berth.drained,
@@ -401,9 +415,9 @@ impl Dispatch {
     }
 
     /// Gives room back and hands it on.
-    fn release(&self, granted: &Granted) {
+    fn release(&self, granted: &Granted, output: Option<Tokens>) {
         let mut state = self.lock();
-        state.take_back(granted, Instant::now());
+        state.take_back(granted, output, Instant::now());
         state.hand_out();
         state.forget_gone();
     }
@@ -418,7 +432,7 @@ impl Dispatch {
 
     /// Makes the catalogue anew: servers, their models or the configured models changed.
     fn remake_catalog(&self, state: &State) {
-        let berths = state.rooms.iter().filter_map(|room| state.berths.get(&room.id));
+        let berths = state.scheduler.rooms.iter().filter_map(|room| state.berths.get(&room.id));
         let servers = berths.filter(|berth| !berth.leaving).map(|berth| &berth.state);
         let catalog = Catalog::build(&state.models, servers);
         if **self.catalog.load() != catalog {

@@ -68,18 +68,13 @@ fn join(dispatch: &Arc<Dispatch>, id: &str, kv: u64, max_running: u32) {
 }
 
 fn ask(tokens: u64, tier: Tier, tried: &[&str]) -> Ask {
-    Ask {
-        model: "m".into(),
-        tenant: "t".into(),
+    let tried = tried.iter().map(|id| ServerId::from(*id)).collect();
+    let request = Request {
         tier,
-        tokens: Tokens(tokens),
-        sequences: 1,
-        span: Tokens::ZERO,
-        tried: tried.iter().map(|id| ServerId::from(*id)).collect(),
-        deadline: Instant::now() + Duration::from_secs(600),
-        arrival: None,
-        recalls: 0,
-    }
+        tried,
+        ..Request::plain("m".into(), "t".into(), Tokens(tokens), Instant::now())
+    };
+    Ask { id: RequestId::fresh(), request, recalls: 0 }
 }
 
 /// A turn that must come without any waiting.
@@ -129,7 +124,10 @@ async fn an_urgent_request_that_fits_does_not_wait_behind_a_large_one() {
     let mut large = Box::pin(dispatch.turn(&mut large));
     assert_waits!(large);
     let _urgent = at_once(&dispatch, ask(100, Tier::Interactive, &[])).await;
-    // Nobody overtakes within a tier, though.
+    // Within a tier a small one may pass, too, but not for ever: once the large one has waited for half of its
+    // time, it comes first.
+    let _small = at_once(&dispatch, ask(100, Tier::Batch, &[])).await;
+    advance(Duration::from_secs(301)).await;
     let mut small = ask(100, Tier::Batch, &[]);
     let mut small = Box::pin(dispatch.turn(&mut small));
     assert_waits!(small);
@@ -141,13 +139,13 @@ async fn an_urgent_request_that_fits_does_not_wait_behind_a_large_one() {
 async fn a_slow_spell_does_not_refuse_for_ever() {
     let dispatch = house();
     join(&dispatch, "a", 1000, 1);
-    let soon = || Ask {
-        deadline: Instant::now() + Duration::from_secs(30),
-        ..ask(100, Tier::Standard, &[])
+    let soon = || {
+        let mut ask = ask(100, Tier::Standard, &[]);
+        ask.request.due = Instant::now() + Duration::from_secs(30);
+        ask
     };
     let mut running = at_once(&dispatch, soon()).await;
     let mut asks = [ask(100, Tier::Standard, &[]), ask(100, Tier::Standard, &[])];
-    asks[1].tier = Tier::Batch;
     let [first, second] = &mut asks;
     let mut first = Box::pin(dispatch.turn(first));
     let mut second = Box::pin(dispatch.turn(second));
@@ -156,14 +154,15 @@ async fn a_slow_spell_does_not_refuse_for_ever() {
     advance(Duration::from_secs(50)).await;
     drop(running);
     running = first.await.unwrap();
-    let mut third = ask(100, Tier::Batch, &[]);
+    let mut third = ask(100, Tier::Standard, &[]);
     let mut third = Box::pin(dispatch.turn(&mut third));
     assert_waits!(third);
     advance(Duration::from_secs(50)).await;
     drop(running);
     running = second.await.unwrap();
     // Two tokens a second. Behind another there is no hope, and it is said at once.
-    let mut late = Ask { tier: Tier::Batch, ..soon() };
+    let mut late = soon();
+    late.request.tier = Tier::Batch;
     let refused = timeout(Duration::ZERO, dispatch.turn(&mut late)).await.unwrap().unwrap_err();
     assert_eq!(refused.reason, Reason::WaitTooLong);
     drop(running);
@@ -242,7 +241,11 @@ async fn who_may_not_wait_for_a_server_hears_soon_that_it_is_down() {
 async fn a_request_takes_as_many_places_as_it_has_sequences() {
     let dispatch = house();
     join(&dispatch, "a", 1000, 4);
-    let of = |sequences| Ask { sequences, ..ask(10, Tier::Standard, &[]) };
+    let of = |sequences| {
+        let mut ask = ask(10, Tier::Standard, &[]);
+        ask.request.sequences = sequences;
+        ask
+    };
     let three = at_once(&dispatch, of(3)).await;
     let mut two = of(2);
     let mut two = Box::pin(dispatch.turn(&mut two));

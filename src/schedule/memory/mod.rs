@@ -250,7 +250,7 @@ impl Room {
         let loading = self.models.iter().filter(|served| self.busy.contains_key(&served.name));
         let loading = loading.filter_map(|served| served.loading.filter(|one| !one.loaded));
         let loading = loading.fold(Bytes::ZERO, |sum, one| sum.plus(one.memory));
-        let demand = times(self.placed_tokens, held.per_token).plus(loading);
+        let demand = times(self.placed_tokens(), held.per_token).plus(loading);
         let before = self.memory.take().unwrap_or_default();
         // Never that of a promise from before: neither one of nothing, nor one of an earlier guard.
         self.readings = self.readings.wrapping_add(1).max(1);

@@ -2,7 +2,8 @@
 
 use super::*;
 use crate::{
-    schedule::{Choice, choose},
+    ids::Tier,
+    schedule::{Blocks, Choice, Known, Rules, Weighed},
     snapshot::{Loading, ServedModel},
 };
 
@@ -28,12 +29,40 @@ fn room(id: &str) -> Room {
     Room {
         usable: true,
         models: vec![ServedModel::ready("m".into(), None)],
-        ..Room::new(id.into())
+        ..Room::new(id.into(), &Rules::default())
     }
 }
 
+/// A prompt without blocks.
+static NONE: std::sync::LazyLock<Blocks> = std::sync::LazyLock::new(Blocks::default);
+
+fn choose(rooms: &[Room], need: Need<'_>) -> Choice {
+    let rules = Rules::default();
+    let now = tokio::time::Instant::now();
+    match crate::schedule::choose(rooms, need, &mut Known::default(), &rules, now).0 {
+        Choice::Here(at, _) => here(at),
+        choice => choice,
+    }
+}
+
+/// A room was chosen, at whatever cost.
+fn here(at: usize) -> Choice {
+    let weighed =
+        Weighed { bar: None, cost_s: 0.0, debt_s: 0.0, prefill_s: 0.0, cached: Tokens::ZERO };
+    Choice::Here(at, weighed)
+}
+
 fn need<'a>(model: &'a ModelName, tokens: u64) -> Need<'a> {
-    Need { model, tokens: Tokens(tokens), span: Tokens::ZERO, sequences: 1, tried: &[] }
+    Need {
+        model,
+        tokens: Tokens(tokens),
+        input: Tokens(tokens),
+        span: Tokens::ZERO,
+        sequences: 1,
+        tier: Tier::Standard,
+        blocks: &NONE,
+        tried: &[],
+    }
 }
 
 /// Rooms as the dispatch keeps them.
@@ -62,7 +91,7 @@ impl House {
             return None;
         }
         let promise = room.promise(need(&model, tokens));
-        room.placed_tokens = room.placed_tokens.plus(Tokens(tokens));
+        room.claimed = room.claimed.plus(Tokens(tokens));
         room.requests += 1;
         settle(&mut self.rooms, &self.cards);
         Some(promise)
@@ -70,7 +99,7 @@ impl House {
 
     fn end(&mut self, index: usize, tokens: u64, promise: Promise) {
         let room = &mut self.rooms[index];
-        room.placed_tokens = room.placed_tokens.less(Tokens(tokens));
+        room.claimed = room.claimed.less(Tokens(tokens));
         room.requests -= 1;
         room.unpromise(promise, &"m".into());
         settle(&mut self.rooms, &self.cards);
@@ -179,13 +208,13 @@ fn a_cramped_server_is_told_from_a_full_one() {
     let model: ModelName = "m".into();
     let mut house = House::new(vec![room("a")], 0);
     house.read(1500, &[held(0, false)]);
-    assert_eq!(choose(&house.rooms, need(&model, 1000)), Choice::Here(0));
+    assert_eq!(choose(&house.rooms, need(&model, 1000)), here(0));
     assert_eq!(choose(&house.rooms, need(&model, 1001)), Choice::Cramped);
     house.place(0, 1000).unwrap();
     assert_eq!(choose(&house.rooms, need(&model, 1000)), Choice::Full);
     // Another server without a guard takes what is too large for this one.
     house.rooms.push(room("b"));
-    assert_eq!(choose(&house.rooms, need(&model, 1001)), Choice::Here(1));
+    assert_eq!(choose(&house.rooms, need(&model, 1001)), here(1));
     house.rooms[1].usable = false;
     assert_eq!(choose(&house.rooms, need(&model, 1001)), Choice::Cramped);
     let text = explain(&house.rooms[0], &house.cards, need(&model, 3000)).unwrap();
@@ -205,7 +234,7 @@ fn a_server_that_is_too_small_is_nothing_to_wait_for() {
     let mut house = House::new(vec![room("large"), small], 0);
     house.read(1500, &[held(0, false), None]);
     assert_eq!(choose(&house.rooms, need(&model, 1001)), Choice::Cramped);
-    assert_eq!(choose(&house.rooms, need(&model, 50)), Choice::Here(0));
+    assert_eq!(choose(&house.rooms, need(&model, 50)), here(0));
 }
 
 /// A driver that went and came back once made old promises count as new ones, which gave memory back twice.
@@ -237,7 +266,7 @@ fn a_model_is_loaded_only_into_room_that_is_there_or_would_be_made() {
     let text = explain(&house.rooms[0], &house.cards, need(&big, 500)).unwrap();
     assert!(text.starts_with("Loading model 'big' and running this request needs about 8.0 GiB"));
     house.read(4 * 1024 + 500, &[Some(small)]);
-    assert_eq!(choose(&house.rooms, need(&big, 500)), Choice::Here(0));
+    assert_eq!(choose(&house.rooms, need(&big, 500)), here(0));
     // Who uses the other one keeps it loaded.
     let user = house.rooms[0].promise(need(&old, 500));
     settle(&mut house.rooms, &house.cards);
@@ -260,11 +289,7 @@ fn a_model_may_be_loaded_to_any_card_with_room() {
     house.cards.push(Card { gpu: "GPU-b".into(), index: 1, ..card(3600) });
     let held = Held { cards: Vec::new(), load_cards: vec![0, 1], ..held(0, true).unwrap() };
     house.read(100, &[Some(held.clone())]);
-    assert_eq!(
-        choose(&house.rooms, need(&model, 100)),
-        Choice::Here(0),
-        "the full one is no matter"
-    );
+    assert_eq!(choose(&house.rooms, need(&model, 100)), here(0), "the full one is no matter");
     assert_eq!(choose(&house.rooms, need(&model, 101)), Choice::Cramped);
     let text = explain(&house.rooms[0], &house.cards, need(&model, 101)).unwrap();
     assert!(text.contains("about 3.0 GiB on GPU 0, 1; 3.0 GiB are free there"), "{text}");
@@ -272,5 +297,5 @@ fn a_model_may_be_loaded_to_any_card_with_room() {
     house.rooms[0].models[0].loading = Some(Loading { memory: Bytes::ZERO, loaded: true });
     house.cards[1].free = Bytes::ZERO;
     house.read(0, &[Some(Held { undisturbed: false, ..held })]);
-    assert_eq!(choose(&house.rooms, need(&model, 1000)), Choice::Here(0));
+    assert_eq!(choose(&house.rooms, need(&model, 1000)), here(0));
 }

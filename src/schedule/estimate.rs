@@ -1,0 +1,191 @@
+//! How long a request will wait, and whether that is too long.
+
+use super::{
+    room::{PREFILL_MARGIN, enough},
+    scheduler::{Request, Scheduler, need},
+    seat::Known,
+};
+use crate::{
+    queue::{Waiting, Work},
+    units::Tokens,
+};
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// Share of what was promised that newcomers step back for: more would send nearly all of them away once,
+/// less would leave no room for those who come again.
+const PROMISED: f64 = 0.4;
+
+/// Servers whose own debt counts; of more, a few do not matter.
+const BUSY_MAX: usize = 64;
+/// What a request may expect.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Outlook {
+    /// Wait for its turn, seconds.
+    pub wait_s: f64,
+    /// From its turn to its first token, seconds.
+    pub serve_s: f64,
+    /// Of that its own prefill, on the server that has most of it, seconds.
+    pub prefill_s: f64,
+    /// Requests that go before it.
+    pub ahead: usize,
+}
+
+/// Why a request is too late.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Late {
+    /// Expected time to its first token, from now, seconds.
+    pub ttft_s: f64,
+    /// What is left until its deadline, seconds.
+    pub left_s: f64,
+    /// When it is worth coming again, seconds.
+    pub retry_s: f64,
+}
+
+impl Outlook {
+    /// Time to the first token, seconds.
+    pub fn ttft_s(&self) -> f64 {
+        self.wait_s + self.serve_s
+    }
+}
+
+impl<T> Scheduler<T> {
+    /// What a request that comes now may expect, at its tenant's own share of what the servers do.
+    pub fn outlook(&self, request: &Request, known: &mut Known, now: Instant) -> Outlook {
+        let need = need(request, request.tier);
+        let enough = enough(&self.rooms, need);
+        let limit_s = self.rules.debt_limit_s(request.tier);
+        let (mut servers, mut open, mut known_costs) = (0.0, false, false);
+        let mut best: Option<(f64, f64)> = None;
+        let mut prefill_s = f64::INFINITY;
+        let mut free = 0.0;
+        let mut busy = [0.0; BUSY_MAX];
+        let mut seen = 0;
+        for room in self.rooms.iter().filter(|room| room.usable && room.may_take(need)) {
+            let weighed = room.weigh(need, known, enough, &self.rules, now);
+            servers += room.weight.clamp(0.05, 1.0);
+            if let Some(place) = busy.get_mut(seen) {
+                *place = (weighed.debt_s - limit_s).max(0.0);
+                seen += 1;
+            }
+            open |= weighed.bar.is_none();
+            prefill_s = prefill_s.min(weighed.prefill_s);
+            let size = room.capacity.kv_tokens.map_or(f64::INFINITY, |kv| kv.get() as f64);
+            if room.has_sequences(need) {
+                free += (size * self.rules.kv_share - room.placed_tokens().get() as f64).max(0.0);
+            }
+            known_costs |= room.flow.is_known();
+            let serve_s = weighed.debt_s.min(limit_s) + weighed.prefill_s;
+            if best.is_none_or(|(cost, _)| weighed.cost_s < cost) {
+                best = Some((weighed.cost_s, serve_s));
+            }
+        }
+        let Some((_, serve_s)) = best else { return Outlook::default() };
+        let probe = self.probe(request, prefill_s);
+        let ahead = self.queue.ahead(&probe);
+        // Who comes again as told goes before newcomers.
+        let mut later = 0.0;
+        if !request.returned {
+            let within = request.due.saturating_duration_since(now).max(Duration::from_secs(1));
+            later += PROMISED * self.queue.promised_s(&probe, within, now) / within.as_secs_f64();
+        }
+        let waits = !open || ahead.count > 0;
+        let by_prefill = if waits {
+            // Of what comes later, the smaller ones are due before it.
+            if request.strict {
+                later += self.queue.comes_smaller(&probe, now);
+            }
+            let servers = servers - later.min(0.95 * servers);
+            ahead.prefill.free_in_s(busy.get(..seen).unwrap_or_default(), servers)
+        } else {
+            0.0
+        };
+        let lacking = ahead.room + need.tokens.get() as f64 - free;
+        let by_room = if waits && lacking > 0.0 {
+            let pace = self.pace(&request.model);
+            let wait = pace.and_then(|pace| pace.wait(Tokens(lacking as u64), now));
+            wait.map_or(0.0, |wait| wait.as_secs_f64())
+        } else {
+            0.0
+        };
+        let by_prefill = if known_costs { by_prefill } else { 0.0 };
+        let serve_s = if known_costs { serve_s } else { 0.0 };
+        Outlook { wait_s: by_prefill.max(by_room), serve_s, prefill_s, ahead: ahead.count }
+    }
+
+    /// A request as the queue would hold it.
+    fn probe(&self, request: &Request, prefill_s: f64) -> Waiting<()> {
+        Waiting {
+            model: request.model.clone(),
+            tenant: request.tenant.clone(),
+            weight: request.weight,
+            tier: request.tier,
+            due: request.due,
+            arrival: request.arrival.unwrap_or(u64::MAX),
+            entered: request.entered,
+            work: Work {
+                charge: self.charge(request, Tokens::ZERO),
+                prefill_s,
+                room: request.input.plus(request.output),
+            },
+            item: (),
+        }
+    }
+
+    /// When a request that is refused may come again, seconds from now. Room is kept for it then.
+    pub fn promise(&mut self, request: &Request, now: Instant) -> f64 {
+        let need = need(request, request.tier);
+        let open = self.rooms.iter().filter(|room| room.usable && room.may_take(need));
+        let (mut servers, mut prefill_s) = (0.0, f64::INFINITY);
+        for room in open {
+            servers += room.weight.clamp(0.05, 1.0);
+            prefill_s = prefill_s.min(room.flow.costs().prefill_s(request.input, Tokens::ZERO));
+        }
+        if !prefill_s.is_finite() {
+            return 1.0;
+        }
+        let probe = self.probe(request, prefill_s);
+        self.queue.promise(&probe, servers, now)
+    }
+
+    /// A request comes again as it was told to.
+    pub(super) fn claimed(&mut self, request: &Request, now: Instant) {
+        let costs = self.rooms.iter().filter(|room| room.usable).map(|room| room.flow.costs());
+        let prefill = costs.map(|costs| costs.prefill_s(request.input, Tokens::ZERO));
+        let Some(prefill_s) = prefill.reduce(f64::min) else { return };
+        let probe = self.probe(request, prefill_s);
+        self.queue.claim(&probe, now);
+    }
+
+    /// Whether a request with this outlook is better refused.
+    pub(super) fn late(&self, request: &Request, outlook: &Outlook, now: Instant) -> Option<Late> {
+        if request.returned {
+            return None;
+        }
+        let left_s = request.due.saturating_duration_since(now).as_secs_f64();
+        let ttft_s = match request.strict {
+            true => outlook.ttft_s() + (PREFILL_MARGIN - 1.0) * outlook.prefill_s,
+            // Only its turn must come in time; the first in line is never refused for a guess.
+            false if outlook.ahead == 0 => 0.0,
+            false => outlook.wait_s,
+        };
+        if ttft_s <= left_s {
+            return None;
+        }
+        Some(Late { ttft_s, left_s, retry_s: ttft_s - left_s + outlook.prefill_s })
+    }
+
+    /// `Retry-After` for a late request: what is missing, spread by a tenth so that not all come at once.
+    /// `chance` is a random number from 0.0 to 1.0.
+    pub fn retry_after(&self, seconds: f64, chance: f64) -> Duration {
+        let spread = seconds.max(1.0) * (0.9 + 0.2 * chance.clamp(0.0, 1.0));
+        Duration::from_secs_f64(spread.clamp(1.0, self.rules.retry_max.as_secs_f64().max(1.0)))
+    }
+}
+
+/// Whether a strict request cannot make its deadline any more, if its first token comes `soonest_s` from now.
+pub(super) fn doomed(request: &Request, soonest_s: f64, now: Instant) -> Option<Late> {
+    let left_s = request.due.saturating_duration_since(now).as_secs_f64();
+    let late = request.strict && soonest_s.is_finite() && soonest_s > left_s;
+    late.then_some(Late { ttft_s: soonest_s, left_s, retry_s: soonest_s })
+}

@@ -1,0 +1,523 @@
+//! Everything that decides about turns, joined: the queue, the rooms, what is known of answers.
+//!
+//! No I/O, no clock, no task: whoever drives it says what happened and when, and asks whose turn is next. The
+//! daemon and the replay of traces drive the same.
+
+use super::{
+    estimate::{self, Late, Outlook},
+    flow::Prompt,
+    memory::{self, Card},
+    outputs::Outputs,
+    pace::Pace,
+    room::{Choice, Need, Room, Weighed, choose},
+    rules::Rules,
+    seat::{Blocks, Known, Progress, Seat, SeatId},
+};
+use crate::{
+    ids::{ModelName, ServerId, TenantId, Tier},
+    queue::{Full, Limits, Queue, Ticket, Waiting, Work},
+    units::Tokens,
+};
+use std::{collections::HashMap, sync::Arc, time::Duration};
+use tokio::time::Instant;
+
+/// Who waits is looked at again after this time at the latest.
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
+
+/// What the rules know of a request.
+#[derive(Clone, Debug)]
+pub struct Request {
+    /// The model, by the name that servers know.
+    pub model: ModelName,
+    /// Who pays.
+    pub tenant: TenantId,
+    /// Share of its tier that the tenant is due, relative to others'.
+    pub weight: f64,
+    /// How urgent.
+    pub tier: Tier,
+    /// Input, all prompts together.
+    pub input: Tokens,
+    /// Expected output, all answers together.
+    pub output: Tokens,
+    /// Answers that it makes at once.
+    pub sequences: u32,
+    /// What one sequence must have room for in the context window.
+    pub span: Tokens,
+    /// What its prompt begins with.
+    pub blocks: Blocks,
+    /// Servers that had it already.
+    pub tried: Vec<ServerId>,
+    /// When it is of use no more.
+    pub due: Instant,
+    /// Until then its first token must have come: one that cannot make it is refused early. Else only its turn
+    /// must.
+    pub strict: bool,
+    /// The first token of its answer will be seen.
+    pub watched: bool,
+    /// It was refused before, and comes again as it was told to.
+    pub returned: bool,
+    /// Its first place in the queue, kept over attempts.
+    pub arrival: Option<u64>,
+    /// When it came first.
+    pub entered: Instant,
+    /// Its output, as it comes.
+    pub progress: Arc<Progress>,
+}
+
+/// A turn: room on one server, until it is given back.
+#[derive(Debug)]
+pub struct Grant {
+    /// Which server.
+    pub server: ServerId,
+    /// Where it sits there.
+    pub seat: SeatId,
+    /// What was expected of that server.
+    pub weighed: Weighed,
+}
+
+/// What became of a request that came.
+#[derive(Debug)]
+pub enum Offer<T> {
+    /// It has its turn.
+    Placed(Grant, T),
+    /// It waits, and what to expect.
+    Waits(Ticket, Outlook),
+    /// There is no place for it to wait.
+    Full(Full),
+    /// It would be too late.
+    Late(Late),
+    /// No server is left for it.
+    Nobody,
+}
+
+/// What becomes of somebody who waited.
+#[derive(Debug)]
+pub enum Turn<T> {
+    /// It has its turn.
+    Granted(T, Grant, Request),
+    /// It would be too late by now.
+    Late(T, Late, Request),
+    /// It makes place for somebody who has less.
+    Displaced(T, Request),
+    /// No server is left for it.
+    Nobody(T),
+}
+
+/// Queue and rooms. `T` is what a waiting request is known by to whoever drives this.
+#[derive(Debug)]
+pub struct Scheduler<T> {
+    /// The servers.
+    pub rooms: Vec<Room>,
+    /// The cards of servers whose memory grows, as they were read last.
+    pub cards: Vec<Card>,
+    /// Who waits.
+    pub queue: Queue<Asking<T>>,
+    /// How long answers are.
+    pub outputs: Outputs,
+    /// What it goes by.
+    pub rules: Rules,
+    pace: HashMap<ModelName, Pace>,
+    order: Vec<Ticket>,
+    /// Who must make place, to be told at the next turn.
+    displaced: Vec<Ticket>,
+}
+
+/// Somebody who waits.
+#[derive(Debug)]
+pub struct Asking<T> {
+    request: Request,
+    known: Known,
+    item: T,
+}
+
+impl<T> Asking<T> {
+    /// What it is known by.
+    pub const fn item(&self) -> &T {
+        &self.item
+    }
+}
+
+impl Request {
+    /// A request of the standard tier, with ten minutes to wait, that asks for nothing but its input.
+    pub fn plain(model: ModelName, tenant: TenantId, input: Tokens, now: Instant) -> Self {
+        Self {
+            model,
+            tenant,
+            weight: 1.0,
+            tier: Tier::Standard,
+            input,
+            output: Tokens::ZERO,
+            sequences: 1,
+            span: Tokens::ZERO,
+            blocks: Blocks::default(),
+            tried: Vec::new(),
+            due: now + Duration::from_secs(600),
+            strict: false,
+            watched: false,
+            returned: false,
+            arrival: None,
+            entered: now,
+            progress: Arc::default(),
+        }
+    }
+
+    /// What it needs, in the tier that it came with.
+    pub fn need(&self) -> Need<'_> {
+        need(self, self.tier)
+    }
+}
+
+pub(super) fn need(request: &Request, tier: Tier) -> Need<'_> {
+    Need {
+        model: &request.model,
+        tokens: request.input.plus(request.output),
+        input: request.input,
+        span: request.span,
+        sequences: request.sequences,
+        tier,
+        blocks: &request.blocks,
+        tried: &request.tried,
+    }
+}
+
+impl<T> Scheduler<T> {
+    /// An empty house.
+    pub fn new(rules: Rules, limits: Limits) -> Self {
+        Self {
+            rooms: Vec::new(),
+            cards: Vec::new(),
+            queue: Queue::new(limits),
+            outputs: Outputs::default(),
+            rules,
+            pace: HashMap::new(),
+            order: Vec::new(),
+            displaced: Vec::new(),
+        }
+    }
+
+    /// Takes new rules. What was learned stays.
+    pub fn set_rules(&mut self, rules: Rules) {
+        self.rules = rules;
+    }
+
+    /// A server, if it is here.
+    pub fn room(&self, id: &ServerId) -> Option<&Room> {
+        self.rooms.iter().find(|room| room.id == *id)
+    }
+
+    /// A server, if it is here.
+    pub fn room_mut(&mut self, id: &ServerId) -> Option<&mut Room> {
+        self.rooms.iter_mut().find(|room| room.id == *id)
+    }
+
+    /// What could be done for a request now.
+    pub fn choose(&self, request: &Request, now: Instant) -> Choice {
+        choose(&self.rooms, need(request, request.tier), &mut Known::default(), &self.rules, now).0
+    }
+
+    /// Takes a request in. `again`: it had its turn and lost it through no doing of its own, so it is neither
+    /// refused for its deadline nor for a full queue.
+    pub fn offer(&mut self, mut request: Request, item: T, again: bool, now: Instant) -> Offer<T> {
+        let mut known = Known::default();
+        let (choice, _) =
+            choose(&self.rooms, need(&request, request.tier), &mut known, &self.rules, now);
+        if choice == Choice::Nobody {
+            return Offer::Nobody;
+        }
+        request.arrival.get_or_insert_with(|| self.queue.arrive());
+        if request.returned {
+            self.claimed(&request, now);
+        }
+        if let Choice::Here(at, weighed) = choice
+            && self.queue.is_idle(&request.model)
+        {
+            let outlook = self.outlook(&request, &mut known, now);
+            if !again && let Some(late) = self.late(&request, &outlook, now) {
+                return Offer::Late(late);
+            }
+            self.came(&request, outlook.prefill_s, now);
+            return match self.grant(at, &request, request.tier, weighed, now) {
+                Some(grant) => Offer::Placed(grant, item),
+                None => Offer::Nobody,
+            };
+        }
+        let outlook = self.outlook(&request, &mut known, now);
+        if !again && let Some(late) = self.late(&request, &outlook, now) {
+            return Offer::Late(late);
+        }
+        self.came(&request, outlook.prefill_s, now);
+        let waiting = self.waiting(request, known, item, &outlook);
+        if again {
+            return Offer::Waits(self.queue.put_back(waiting), outlook);
+        }
+        match self.queue.room_for(&waiting.tenant) {
+            Ok(()) => {}
+            Err(Full::Queue) => match self.queue.outermost(&waiting.tenant) {
+                Some(last) => self.displaced.push(last),
+                None => return Offer::Full(Full::Queue),
+            },
+            Err(full) => return Offer::Full(full),
+        }
+        Offer::Waits(self.queue.put_back(waiting), outlook)
+    }
+
+    /// Whose turn is next, if anybody's; to be asked until it says nobody's.
+    pub fn next(&mut self, now: Instant) -> Option<Turn<T>> {
+        while let Some(ticket) = self.displaced.pop() {
+            if let Some(gone) = self.queue.remove(ticket) {
+                return Some(Turn::Displaced(gone.item.item, gone.item.request));
+            }
+        }
+        if self.queue.is_empty() {
+            return None;
+        }
+        self.queue.age(now);
+        let mut order = std::mem::take(&mut self.order);
+        let mut found = None;
+        for lane in 0..self.queue.lanes() {
+            self.queue.next(lane, self.rules.look_ahead, &mut order);
+            found = self.first_of(&order, now);
+            if found.is_some() {
+                break;
+            }
+        }
+        self.order = order;
+        found
+    }
+
+    /// Gives a caller's place in the queue up. `None`: it has had its turn.
+    pub fn leave(&mut self, ticket: Ticket) -> Option<T> {
+        self.queue.remove(ticket).map(|waiting| waiting.item.item)
+    }
+
+    /// The first token of an answer came.
+    pub fn first_token(&mut self, server: &ServerId, seat: SeatId, now: Instant) {
+        let Some(room) = self.rooms.iter_mut().find(|room| room.id == *server) else { return };
+        room.flow.first_token(seat.number(), &self.rules, now);
+        if let Some(seat) = room.seats.get_mut(seat.0) {
+            seat.first = Some(now);
+        }
+    }
+
+    /// Takes a turn back. `output`: what it made, if its answer was whole.
+    pub fn take_back(
+        &mut self,
+        server: &ServerId,
+        seat: SeatId,
+        output: Option<Tokens>,
+        now: Instant,
+    ) {
+        let weight = self.rules.output_weight;
+        let Some(room) = self.rooms.iter_mut().find(|room| room.id == *server) else { return };
+        let Some(gone) = room.seats.remove(seat.0) else { return };
+        debug_assert!(
+            room.requests > 0 && room.placed >= gone.sequences && room.claimed >= gone.claim,
+            "room given back twice"
+        );
+        let computed =
+            gone.first.is_some() || output.is_some() || !gone.progress.produced().eq(&Tokens::ZERO);
+        let before = room.placed_tokens();
+        room.claimed = room.claimed.less(gone.claim);
+        room.placed = room.placed.saturating_sub(gone.sequences);
+        room.requests = room.requests.saturating_sub(1);
+        room.flow.gone(seat.number(), now);
+        if gone.blocks.tokens > 0 {
+            room.prefix.unpin(&gone.blocks.hashes, computed);
+        }
+        room.unpromise(gone.promise, &gone.model);
+        let freed = before.less(room.placed_tokens());
+        room.fit_prefix();
+        // What it took in the end, for what it was charged at first; nothing, if it was never computed.
+        let output = output.unwrap_or_else(|| gone.progress.produced());
+        let due = match computed {
+            true => gone.charged - weight * (gone.output.get() as f64 - output.get() as f64),
+            false => 0.0,
+        };
+        self.queue.charge(&gone.model, gone.tier, &gone.tenant, gone.weight, due - gone.charged);
+        for model in room.models.iter().map(|served| &served.name) {
+            let busy = !self.queue.is_idle(model);
+            if busy || self.pace.contains_key(model) {
+                match self.pace.get_mut(model) {
+                    Some(pace) => pace.freed(freed, busy, now),
+                    None => self.pace.entry(model.clone()).or_default().freed(freed, busy, now),
+                }
+            }
+        }
+        memory::settle(&mut self.rooms, &self.cards);
+    }
+
+    /// Looks at what runs: longer answers than expected need more room, and gaps between tokens say whether
+    /// prefill must slow down. To be called about twice a second.
+    pub fn look(&mut self, now: Instant) {
+        let Self { rooms, queue, outputs, rules, .. } = self;
+        for room in rooms {
+            let quiet_s = room.flow.costs().quiet_step_s(room.placed_tokens());
+            let (mut running, mut risky, mut fragile, mut more) = (0.0, 0.0, 0, Tokens::ZERO);
+            for (_, seat) in room.seats.iter_mut() {
+                let Some(first) = seat.first else { continue };
+                let pulse = seat.pulse(first, quiet_s, rules, now);
+                running += 1.0;
+                risky += f64::from(u8::from(pulse.at_risk));
+                fragile += u32::from(pulse.fragile);
+                let lengths = outputs.of(&seat.tenant, &seat.model);
+                let extra = seat.outgrown(lengths);
+                if extra > Tokens::ZERO {
+                    let charge = rules.output_weight * extra.get() as f64;
+                    seat.charged += charge;
+                    more = more.plus(extra);
+                    queue.charge(&seat.model, seat.tier, &seat.tenant, seat.weight, charge);
+                }
+            }
+            room.claimed = room.claimed.plus(more);
+            room.fragile = fragile;
+            room.flow.correct(if running > 0.0 { risky / running } else { 0.0 }, now);
+        }
+    }
+
+    /// When somebody who waits could get a turn though nothing happens until then.
+    pub fn wakes(&self, now: Instant) -> Option<Instant> {
+        if self.queue.is_empty() {
+            return None;
+        }
+        let open = self.rooms.iter().filter(|room| room.usable);
+        let falls = open.filter_map(|room| {
+            let limits = [self.rules.debt_limit_s(Tier::Interactive), self.rules.debt_max_s];
+            let owed = room.flow.debt_s(now);
+            let next = limits.into_iter().find(|limit| *limit < owed)?;
+            room.flow.falls_to(next, now)
+        });
+        // What is worth waiting for changes without a word, too.
+        let again = now + LOOK_AGAIN;
+        Some(falls.min().map_or(again, |at| at.min(again)))
+    }
+
+    /// The pace at which room comes free for a model.
+    pub(super) fn pace(&self, model: &ModelName) -> Option<&Pace> {
+        self.pace.get(model)
+    }
+
+    fn waiting(
+        &self,
+        request: Request,
+        known: Known,
+        item: T,
+        outlook: &Outlook,
+    ) -> Waiting<Asking<T>> {
+        let work = Work {
+            charge: self.charge(&request, Tokens::ZERO),
+            prefill_s: outlook.prefill_s,
+            room: request.input.plus(request.output),
+        };
+        Waiting {
+            model: request.model.clone(),
+            tenant: request.tenant.clone(),
+            weight: request.weight,
+            tier: request.tier,
+            due: request.due,
+            arrival: request.arrival.unwrap_or_default(),
+            entered: request.entered,
+            work,
+            item: Asking { request, known, item },
+        }
+    }
+
+    fn came(&mut self, request: &Request, prefill_s: f64, now: Instant) {
+        let (lane, tenant) = ((&request.model, request.tier), (&request.tenant, request.weight));
+        self.queue.came(lane, tenant, prefill_s, now);
+    }
+
+    /// Tokens that a tenant is charged for a request.
+    pub(super) fn charge(&self, request: &Request, cached: Tokens) -> f64 {
+        request.input.less(cached).get() as f64
+            + self.rules.output_weight * request.output.get() as f64
+    }
+
+    /// The first in this order who can go, or must.
+    fn first_of(&mut self, order: &[Ticket], now: Instant) -> Option<Turn<T>> {
+        for ticket in order {
+            let Some(tier) = self.queue.tier_now(*ticket) else { continue };
+            let Some(Asking { request, known, .. }) = self.queue.get_mut(*ticket) else { continue };
+            let (choice, soonest) =
+                choose(&self.rooms, need(request, tier), known, &self.rules, now);
+            if let Some(late) = estimate::doomed(request, soonest, now) {
+                let gone = self.queue.remove(*ticket)?;
+                return Some(Turn::Late(gone.item.item, late, gone.item.request));
+            }
+            match choice {
+                Choice::Here(at, weighed) => {
+                    let gone = self.queue.remove(*ticket)?.item;
+                    return Some(match self.grant(at, &gone.request, tier, weighed, now) {
+                        Some(grant) => Turn::Granted(gone.item, grant, gone.request),
+                        None => Turn::Nobody(gone.item),
+                    });
+                }
+                Choice::Nobody => {
+                    let gone = self.queue.remove(*ticket)?;
+                    return Some(Turn::Nobody(gone.item.item));
+                }
+                // Who waits for room keeps the others back once half of its time is over, so that small ones do
+                // not pass it for ever. A retried one does not: the servers that it tried are of no use to it.
+                Choice::Full | Choice::Patient if request.tried.is_empty() => {
+                    let whole = request.due.saturating_duration_since(request.entered);
+                    if now.saturating_duration_since(request.entered) >= whole / 2 {
+                        return None;
+                    }
+                }
+                Choice::Full | Choice::Patient | Choice::Down | Choice::Cramped => {}
+            }
+        }
+        None
+    }
+
+    fn grant(
+        &mut self,
+        at: usize,
+        request: &Request,
+        tier: Tier,
+        weighed: Weighed,
+        now: Instant,
+    ) -> Option<Grant> {
+        let charged = self.charge(request, weighed.cached);
+        let room = self.rooms.get_mut(at)?;
+        let need = need(request, tier);
+        let promise = room.promise(need);
+        let counts = !room.blocks_of(&request.blocks).is_empty();
+        let blocks = if counts { request.blocks.clone() } else { Blocks::default() };
+        let shared = Tokens(blocks.hashes.len() as u64 * u64::from(blocks.tokens));
+        let claim = room.claim(need.tokens).less(shared);
+        let sequences = room.claim_sequences(request.sequences);
+        room.prefix.pin(&blocks.hashes);
+        room.claimed = room.claimed.plus(claim);
+        room.placed = room.placed.saturating_add(sequences);
+        room.requests += 1;
+        room.placed_ever += 1;
+        let seat = Seat {
+            model: request.model.clone(),
+            tenant: request.tenant.clone(),
+            weight: request.weight,
+            tier,
+            output: request.output,
+            sequences,
+            blocks,
+            claim,
+            promise,
+            charged,
+            progress: Arc::clone(&request.progress),
+            first: None,
+        };
+        room.fit_prefix();
+        let seat = SeatId(room.seats.insert(seat));
+        let prompt = Prompt {
+            seat: seat.number(),
+            input: request.input,
+            cached: weighed.cached,
+            quiet_s: room.flow.costs().quiet_step_s(room.placed_tokens()),
+            watched: request.watched,
+        };
+        room.flow.sent(prompt, now);
+        let server = room.id.clone();
+        self.queue.charge(&request.model, tier, &request.tenant, request.weight, charged);
+        memory::settle(&mut self.rooms, &self.cards);
+        Some(Grant { server, seat, weighed })
+    }
+}
