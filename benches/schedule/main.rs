@@ -7,7 +7,7 @@
 use berthd::{
     queue::{Limits, Ticket},
     replay,
-    schedule::{Blocks, Grant, Offer, Request, Room, Rules, Scheduler, Turn},
+    schedule::{Blocks, Grant, Known, Offer, Request, Room, Rules, Scheduler, Turn},
     simulate::ProfileName,
     snapshot::{Capacity, ServedModel},
     units::Tokens,
@@ -82,7 +82,7 @@ struct Times {
 
 impl Times {
     fn measure<T>(&mut self, step: impl FnOnce() -> T) -> T {
-        let (allocations, begun) = (ALLOCATIONS.load(Relaxed), std::time::Instant::now());
+        let (allocations, begun) = (ALLOCATIONS.load(Relaxed), Instant::now());
         let result = black_box(step());
         let nanos = begun.elapsed().as_nanos();
         self.allocations += ALLOCATIONS.load(Relaxed) - allocations;
@@ -157,9 +157,9 @@ impl House {
 
     fn keep(&mut self, offer: Offer<u64>) {
         match offer {
-            Offer::Placed(grant, _) => self.running.push(grant),
-            Offer::Waits(ticket, _) => self.waiting.push(ticket),
-            other => panic!("the bench's house is too small: {other:?}"),
+            Offer::Placed(grant, ..) => self.running.push(grant),
+            Offer::Waits(ticket, ..) => self.waiting.push(ticket),
+            other => give_up(&format!("the bench's house is too small: {other:?}")),
         }
     }
 
@@ -179,7 +179,7 @@ fn turns() {
     let mut house = House::new();
     while house.waiting.len() < WAITING {
         let request = house.request();
-        let offer = house.scheduler.offer(request, 0, false, house.now);
+        let offer = house.scheduler.offer(request, Known::default(), 0, false, house.now);
         house.keep(offer);
     }
     let (mut granted, mut nobody) = (Times::default(), Times::default());
@@ -187,7 +187,7 @@ fn turns() {
     for _ in 0..ROUNDS {
         freed.measure(|| house.stir());
         loop {
-            let begun = std::time::Instant::now();
+            let begun = Instant::now();
             let allocations = ALLOCATIONS.load(Relaxed);
             let turn = black_box(house.scheduler.next(house.now));
             let nanos = u64::try_from(begun.elapsed().as_nanos()).unwrap_or(u64::MAX);
@@ -196,13 +196,14 @@ fn turns() {
             times.allocations += ALLOCATIONS.load(Relaxed) - allocations;
             match turn {
                 Some(Turn::Granted(_, grant, _)) => house.running.push(grant),
-                Some(other) => panic!("nobody is late here: {other:?}"),
+                Some(other) => give_up(&format!("nobody is late here: {other:?}")),
                 None => break,
             }
         }
         while house.scheduler.queue.len() < WAITING {
             let request = house.request();
-            let offer = came.measure(|| house.scheduler.offer(request, 0, false, house.now));
+            let offer = came
+                .measure(|| house.scheduler.offer(request, Known::default(), 0, false, house.now));
             house.keep(offer);
         }
         let at = house.chance.below(house.waiting.len() as u64) as usize;
@@ -246,12 +247,16 @@ fn traces(path: &Path) -> Result<(), Box<dyn std::error::Error>> {
     Ok(())
 }
 
+fn give_up(why: &str) -> ! {
+    println!("{why}");
+    std::process::exit(1);
+}
+
 fn main() {
     turns();
     if let Some(path) = std::env::var_os("BERTHD_TRACE")
         && let Err(error) = traces(Path::new(&path))
     {
-        println!("{error}");
-        std::process::exit(1);
+        give_up(&error.to_string());
     }
 }

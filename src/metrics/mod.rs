@@ -70,6 +70,7 @@ mod memory;
 mod older;
 #[cfg(test)]
 mod tests;
+mod turns;
 
 pub use older::older_text;
 
@@ -80,6 +81,7 @@ use faults::Faults;
 use holding::Holding;
 use hung::Hangs;
 use memory::Memory;
+use turns::Turns;
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct RequestLabels {
@@ -198,6 +200,7 @@ pub struct Metrics {
     energy: Energy,
     hangs: Hangs,
     memory: Memory,
+    turns: Turns,
     holding: Holding,
     faults: Faults,
     failures: Family<ServerCause, Counter>,
@@ -276,6 +279,7 @@ impl Metrics {
             energy: Energy::new(&mut r),
             hangs: Hangs::new(&mut r),
             memory: Memory::new(&mut r),
+            turns: Turns::new(&mut r),
             holding: Holding::new(&mut r),
             faults: Faults::new(&mut r),
             failures: family!(r, "server_failures", "Attempts that a server failed, by cause"),
@@ -427,6 +431,7 @@ impl Metrics {
         self.set_servers(servers);
         self.hangs.set(servers);
         self.memory.set(servers);
+        self.turns.set(servers);
         self.counting.set_states(counts.iter());
         self.set_gpus(gpus);
         self.holding.set();

@@ -267,6 +267,9 @@ fn note(
     if !fault.had {
         record.had = record.had.saturating_sub(1);
     }
+    if fault.is_preempted() {
+        return preempted(placement, ask, record, job);
+    }
     let changed = placement.report(fault.outcome);
     let server = placement.id();
     if !matches!(fault.outcome, Outcome::Answered) && fault.cause != "deadline" {
@@ -284,6 +287,7 @@ fn note(
         return recalled(placement, ask, record, job);
     }
     ask.request.tried.push(server.clone());
+    ask.request.progress = Arc::default();
     fault.last || record.attempts >= job.relay.attempts_max
 }
 
@@ -292,10 +296,28 @@ fn note(
 fn recalled(placement: &Placement, ask: &mut Ask, record: &mut Record, job: &Job) -> bool {
     record.attempts = record.attempts.saturating_sub(1);
     ask.recalls = ask.recalls.saturating_add(1);
+    ask.request.progress = Arc::default();
     if job.content_by.is_none() {
         ask.request.due += placement.since().elapsed();
     }
     ask.recalls > RECALLS_MAX
+}
+
+/// Books a request that gave its room to somebody more urgent: no attempt of its own, and it waits again where it
+/// stood.
+fn preempted(placement: &Placement, ask: &mut Ask, record: &mut Record, job: &Job) -> bool {
+    record.attempts = record.attempts.saturating_sub(1);
+    ask.request.preempted = ask.request.preempted.saturating_add(1);
+    ask.request.progress = Arc::default();
+    if job.content_by.is_none() {
+        ask.request.due += placement.since().elapsed();
+    }
+    tracing::info!(
+        id = record.id.as_str(),
+        server = placement.id().as_str(),
+        "the request gave its room to a more urgent one"
+    );
+    false
 }
 
 fn settle(broker: &Arc<Broker>, mut record: Record, watched: Watched) {

@@ -229,6 +229,7 @@ impl Broker {
                 strict: asked.is_some(),
                 watched: studied.is_stream(),
                 returned: urgency::returned(headers),
+                preempted: 0,
                 arrival: None,
                 entered: record.started(),
                 progress: Arc::default(),

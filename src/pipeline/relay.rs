@@ -64,6 +64,18 @@ impl Fault {
         Self { cause: HUNG, refusal, outcome: Outcome::Unjudged, last: false, had: true }
     }
 
+    /// The request gave its room to somebody more urgent before its caller saw anything.
+    pub(super) fn preempted() -> Self {
+        let text = "More urgent requests took this one's room. Retry.";
+        let refusal = Refusal::new(Reason::ServerBusy, text).retry_after(Duration::from_secs(1));
+        Self { cause: PREEMPTED, refusal, outcome: Outcome::Unjudged, last: false, had: true }
+    }
+
+    /// Whether it gave its room to somebody more urgent.
+    pub(super) fn is_preempted(&self) -> bool {
+        self.cause == PREEMPTED
+    }
+
     /// Whether the request was taken back, rather than failed.
     pub(super) fn is_recall(&self) -> bool {
         self.cause == HUNG
@@ -85,6 +97,8 @@ impl Fault {
 /// The label of requests that were taken back from a server that hung, or whose GPU is gone.
 const HUNG: &str = "hung";
 
+/// The label of requests that gave their room to others.
+const PREEMPTED: &str = "preempted";
 /// Longest `Retry-After` of a server that is believed.
 const RETRY_MAX: Duration = Duration::from_secs(60);
 /// Largest error body read from a server.
@@ -314,7 +328,9 @@ pub(super) async fn unless_recalled<T>(
         // In order: an answer that has come is taken, whatever is thought of its server.
         biased;
         done = work => done,
-        () = placement.recalled() => Err(Fault::hung()),
+        () = placement.recalled() => {
+            Err(if placement.is_preempted() { Fault::preempted() } else { Fault::hung() })
+        }
     }
 }
 

@@ -84,6 +84,11 @@ impl<T> Slab<T> {
         self.length == 0
     }
 
+    /// All of them, oldest place first.
+    pub fn iter(&self) -> impl DoubleEndedIterator<Item = &T> {
+        self.cells.iter().filter_map(|(_, cell)| cell.as_ref())
+    }
+
     /// All of them, with their tickets.
     pub fn iter_mut(&mut self) -> impl Iterator<Item = (Ticket, &mut T)> {
         self.cells.iter_mut().enumerate().filter_map(|(at, (turn, cell))| {

@@ -19,7 +19,7 @@ use crate::{
             pair::{Pair, Standing},
         },
     },
-    schedule::memory::MemoryView,
+    schedule::{FlowView, memory::MemoryView},
     snapshot::{Capacity, GpuPlane, Health, Load, ServerKind},
     units::{Cost, Tokens},
 };
@@ -101,6 +101,9 @@ pub struct Server {
     pub placed_requests: u32,
     /// KV tokens placed there.
     pub placed_tokens: Tokens,
+    /// Prefill on its way through it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub flow: Option<FlowView>,
     /// How much it can hold.
     pub capacity: Capacity,
     /// How busy it says it is.
@@ -324,6 +327,7 @@ fn server(view: ServerView, holdings: &Holdings) -> Server {
         hung: view.hung.map(|hung| hung.why),
         placed_requests: view.placed,
         placed_tokens: view.placed_tokens,
+        flow: view.flow,
         name: view.state.id,
         kind: view.state.kind,
         health: view.state.health,

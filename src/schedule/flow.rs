@@ -181,6 +181,12 @@ impl Flow {
         self.leave(at, now);
     }
 
+    /// Whether a prompt is not computed yet, as far as is known.
+    pub fn waits_for(&mut self, seat: u64, now: Instant) -> bool {
+        self.pass(now);
+        self.position(seat).is_some()
+    }
+
     /// It is gone, whether or not its first token came.
     pub fn gone(&mut self, seat: u64, now: Instant) {
         self.pass(now);

@@ -24,7 +24,9 @@ mod seat;
 
 pub use cost::Costs;
 pub use estimate::{Late, Outlook};
-pub use room::{Bar, Choice, Need, RUNNING_UNKNOWN, Room, Weighed, block_tokens, choose, enough};
+pub use room::{
+    Bar, Choice, FlowView, Need, RUNNING_UNKNOWN, Room, Weighed, block_tokens, choose, enough,
+};
 pub use rules::Rules;
 pub use scheduler::{Asking, Grant, Offer, Request, Scheduler, Turn};
 pub use seat::{Blocks, Known, Progress, SeatId};

@@ -89,6 +89,27 @@ pub struct Room {
     pub(super) fragile: u32,
 }
 
+/// How prefill goes through a server, for operators.
+#[derive(Clone, Copy, Debug, PartialEq, serde::Serialize)]
+pub struct FlowView {
+    /// Prefill and rest that it owes, seconds.
+    pub debt_s: f64,
+    /// Prompts that it has and has not computed yet.
+    pub prompts: u32,
+    /// The gap between tokens that is aimed at, over the objective.
+    pub aim: f64,
+    /// What work costs there was learned, and is gone by.
+    pub costs_known: bool,
+    /// What a prompt costs, however short, seconds.
+    pub prompt_s: f64,
+    /// What each of its tokens costs, seconds.
+    pub token_s: f64,
+    /// What each pair of a token and one before it costs, seconds.
+    pub attention_s: f64,
+    /// Blocks of prompts that are taken to be in its cache.
+    pub prefix_blocks: usize,
+}
+
 /// What a request needs.
 #[derive(Clone, Copy, Debug)]
 pub struct Need<'a> {
@@ -200,6 +221,21 @@ impl Room {
     pub fn starts_anew(&mut self) {
         self.prefix.clear();
         self.flow.doubt();
+    }
+
+    /// For operators.
+    pub fn flow_view(&self, now: Instant) -> FlowView {
+        let costs = self.flow.costs();
+        FlowView {
+            debt_s: self.flow.debt_s(now),
+            prompts: self.flow.waiting(),
+            aim: self.flow.aim(),
+            costs_known: self.flow.is_known(),
+            prompt_s: costs.prompt_s,
+            token_s: costs.token_s,
+            attention_s: costs.attention_s,
+            prefix_blocks: self.prefix.len(),
+        }
     }
 
     /// Takes over what the server tells of itself.

@@ -19,6 +19,8 @@ pub struct Rules {
     pub debt_urgent: f64,
     /// Time per output token that callers are to see, seconds: above it prefill slows down.
     pub token_gap_s: f64,
+    /// Batch requests that have shown nothing yet give their room to others.
+    pub preempt_batch: bool,
     /// Waiting requests that are looked at for each free place.
     pub look_ahead: usize,
     /// Where each server's costs start to be learned from.
@@ -41,6 +43,7 @@ impl Default for Rules {
             debt_max_s: 0.4,
             debt_urgent: 2.0,
             token_gap_s: 0.1,
+            preempt_batch: false,
             look_ahead: 32,
             costs: Costs::default(),
             costs_known: false,

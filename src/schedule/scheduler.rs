@@ -24,6 +24,9 @@ use tokio::time::Instant;
 /// Who waits is looked at again after this time at the latest.
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
+/// Times that a batch request gives its room to others; after that it keeps it.
+const PREEMPTED_MAX: u32 = 4;
+
 /// What the rules know of a request.
 #[derive(Clone, Debug)]
 pub struct Request {
@@ -56,6 +59,8 @@ pub struct Request {
     pub watched: bool,
     /// It was refused before, and comes again as it was told to.
     pub returned: bool,
+    /// Times that it gave its room to somebody more urgent.
+    pub preempted: u32,
     /// Its first place in the queue, kept over attempts.
     pub arrival: Option<u64>,
     /// When it came first.
@@ -78,14 +83,14 @@ pub struct Grant {
 /// What became of a request that came.
 #[derive(Debug)]
 pub enum Offer<T> {
-    /// It has its turn.
-    Placed(Grant, T),
-    /// It waits, and what to expect.
-    Waits(Ticket, Outlook),
+    /// It has its turn, and what to expect.
+    Placed(Grant, T, Outlook),
+    /// It waits, what to expect, and what could be done for it at once.
+    Waits(Ticket, Outlook, Choice),
     /// There is no place for it to wait.
-    Full(Full),
+    Full(Full, Outlook),
     /// It would be too late.
-    Late(Late),
+    Late(Late, Outlook),
     /// No server is left for it.
     Nobody,
 }
@@ -101,6 +106,9 @@ pub enum Turn<T> {
     Displaced(T, Request),
     /// No server is left for it.
     Nobody(T),
+    /// A running batch request that has shown nothing yet must give its room to somebody more urgent: its turn is
+    /// to be taken back, and it is to wait again.
+    Preempt(ServerId, Arc<Progress>),
 }
 
 /// Queue and rooms. `T` is what a waiting request is known by to whoever drives this.
@@ -155,6 +163,7 @@ impl Request {
             strict: false,
             watched: false,
             returned: false,
+            preempted: 0,
             arrival: None,
             entered: now,
             progress: Arc::default(),
@@ -178,6 +187,25 @@ pub(super) fn need(request: &Request, tier: Tier) -> Need<'_> {
         blocks: &request.blocks,
         tried: &request.tried,
     }
+}
+
+/// Finds a batch request that makes way for another: the newest one that has shown nothing, on a server that could
+/// take the other, one at a time a server. It is marked.
+fn preempt(rooms: &mut [Room], need: Need<'_>) -> Option<(ServerId, Arc<Progress>)> {
+    for room in rooms.iter_mut().filter(|room| room.usable && room.may_take(need)) {
+        let batch = |seat: &Seat| seat.tier == Tier::Batch;
+        if room.seats.iter().any(|seat| batch(seat) && seat.progress.is_called_back()) {
+            continue;
+        }
+        let shows_nothing = |seat: &&Seat| {
+            batch(seat) && seat.watched && seat.first.is_none() && seat.preempted < PREEMPTED_MAX
+        };
+        if let Some(seat) = room.seats.iter().rev().find(shows_nothing) {
+            seat.progress.call_back();
+            return Some((room.id.clone(), Arc::clone(&seat.progress)));
+        }
+    }
+    None
 }
 
 impl<T> Scheduler<T> {
@@ -215,50 +243,51 @@ impl<T> Scheduler<T> {
         choose(&self.rooms, need(request, request.tier), &mut Known::default(), &self.rules, now).0
     }
 
-    /// Takes a request in. `again`: it had its turn and lost it through no doing of its own, so it is neither
-    /// refused for its deadline nor for a full queue.
-    pub fn offer(&mut self, mut request: Request, item: T, again: bool, now: Instant) -> Offer<T> {
-        let mut known = Known::default();
-        let (choice, _) =
-            choose(&self.rooms, need(&request, request.tier), &mut known, &self.rules, now);
+    /// Takes a request in. `known` is what was found out about its blocks already. `again`: it had its turn and
+    /// lost it through no doing of its own, so it is neither refused for its deadline nor for a full queue.
+    pub fn offer(
+        &mut self,
+        mut request: Request,
+        mut known: Known,
+        item: T,
+        again: bool,
+        now: Instant,
+    ) -> Offer<T> {
+        let need_now = need(&request, request.tier);
+        let (choice, _) = choose(&self.rooms, need_now, &mut known, &self.rules, now);
         if choice == Choice::Nobody {
             return Offer::Nobody;
         }
         request.arrival.get_or_insert_with(|| self.queue.arrive());
-        if request.returned {
+        if request.returned && request.tried.is_empty() {
             self.claimed(&request, now);
+        }
+        let outlook = self.outlook(&request, &mut known, now);
+        if !again && let Some(late) = self.late(&request, &outlook, now) {
+            return Offer::Late(late, outlook);
         }
         if let Choice::Here(at, weighed) = choice
             && self.queue.is_idle(&request.model)
         {
-            let outlook = self.outlook(&request, &mut known, now);
-            if !again && let Some(late) = self.late(&request, &outlook, now) {
-                return Offer::Late(late);
-            }
             self.came(&request, outlook.prefill_s, now);
             return match self.grant(at, &request, request.tier, weighed, now) {
-                Some(grant) => Offer::Placed(grant, item),
+                Some(grant) => Offer::Placed(grant, item, outlook),
                 None => Offer::Nobody,
             };
         }
-        let outlook = self.outlook(&request, &mut known, now);
-        if !again && let Some(late) = self.late(&request, &outlook, now) {
-            return Offer::Late(late);
+        if !again {
+            match self.queue.room_for(&request.tenant) {
+                Ok(()) => {}
+                Err(Full::Queue) => match self.queue.outermost(&request.tenant) {
+                    Some(last) => self.displaced.push(last),
+                    None => return Offer::Full(Full::Queue, outlook),
+                },
+                Err(full) => return Offer::Full(full, outlook),
+            }
         }
         self.came(&request, outlook.prefill_s, now);
         let waiting = self.waiting(request, known, item, &outlook);
-        if again {
-            return Offer::Waits(self.queue.put_back(waiting), outlook);
-        }
-        match self.queue.room_for(&waiting.tenant) {
-            Ok(()) => {}
-            Err(Full::Queue) => match self.queue.outermost(&waiting.tenant) {
-                Some(last) => self.displaced.push(last),
-                None => return Offer::Full(Full::Queue),
-            },
-            Err(full) => return Offer::Full(full),
-        }
-        Offer::Waits(self.queue.put_back(waiting), outlook)
+        Offer::Waits(self.queue.put_back(waiting), outlook, choice)
     }
 
     /// Whose turn is next, if anybody's; to be asked until it says nobody's.
@@ -314,8 +343,11 @@ impl<T> Scheduler<T> {
             room.requests > 0 && room.placed >= gone.sequences && room.claimed >= gone.claim,
             "room given back twice"
         );
-        let computed =
-            gone.first.is_some() || output.is_some() || !gone.progress.produced().eq(&Tokens::ZERO);
+        // Of one whose first token nobody would have seen, time tells.
+        let computed = gone.first.is_some()
+            || output.is_some()
+            || gone.progress.produced() > Tokens::ZERO
+            || (!gone.watched && !room.flow.waits_for(seat.number(), now));
         let before = room.placed_tokens();
         room.claimed = room.claimed.less(gone.claim);
         room.placed = room.placed.saturating_sub(gone.sequences);
@@ -455,6 +487,12 @@ impl<T> Scheduler<T> {
                     let gone = self.queue.remove(*ticket)?;
                     return Some(Turn::Nobody(gone.item.item));
                 }
+                Choice::Full if self.rules.preempt_batch && tier < Tier::Batch => {
+                    if let Some((server, progress)) = preempt(&mut self.rooms, need(request, tier))
+                    {
+                        return Some(Turn::Preempt(server, progress));
+                    }
+                }
                 // Who waits for room keeps the others back once half of its time is over, so that small ones do
                 // not pass it for ever. A retried one does not: the servers that it tried are of no use to it.
                 Choice::Full | Choice::Patient if request.tried.is_empty() => {
@@ -503,6 +541,8 @@ impl<T> Scheduler<T> {
             promise,
             charged,
             progress: Arc::clone(&request.progress),
+            watched: request.watched,
+            preempted: request.preempted,
             first: None,
         };
         room.fit_prefix();

@@ -8,7 +8,7 @@ use crate::{
 };
 use std::sync::{
     Arc,
-    atomic::{AtomicU32, Ordering},
+    atomic::{AtomicBool, AtomicU32, Ordering},
 };
 use tokio::time::Instant;
 
@@ -69,18 +69,31 @@ impl Known {
 
 /// Output of a running request, told without any lock.
 #[derive(Debug, Default)]
-pub struct Progress(AtomicU32);
+pub struct Progress {
+    produced: AtomicU32,
+    called_back: AtomicBool,
+}
 
 impl Progress {
     /// So many tokens came so far, all its sequences together.
     pub fn set(&self, produced: Tokens) {
         let produced = u32::try_from(produced.get()).unwrap_or(u32::MAX);
-        self.0.store(produced, Ordering::Relaxed);
+        self.produced.store(produced, Ordering::Relaxed);
     }
 
     /// Tokens that came so far.
     pub fn produced(&self) -> Tokens {
-        Tokens(u64::from(self.0.load(Ordering::Relaxed)))
+        Tokens(u64::from(self.produced.load(Ordering::Relaxed)))
+    }
+
+    /// It must give its room to somebody more urgent.
+    pub fn call_back(&self) {
+        self.called_back.store(true, Ordering::Release);
+    }
+
+    /// Whether it must.
+    pub fn is_called_back(&self) -> bool {
+        self.called_back.load(Ordering::Acquire)
     }
 }
 
@@ -102,6 +115,10 @@ pub(super) struct Seat {
     /// Tokens that its tenant was charged.
     pub charged: f64,
     pub progress: Arc<Progress>,
+    /// Its first token will be seen.
+    pub watched: bool,
+    /// Times that it gave its room to others.
+    pub preempted: u32,
     /// When its first token came.
     pub first: Option<Instant>,
 }

@@ -61,19 +61,19 @@ impl House {
     }
 
     fn offer(&mut self, request: Request, item: u32) -> Offer<u32> {
-        self.scheduler.offer(request, item, false, self.now)
+        self.scheduler.offer(request, Known::default(), item, false, self.now)
     }
 
     fn placed(&mut self, request: Request) -> Grant {
         match self.offer(request, 0) {
-            Offer::Placed(grant, _) => grant,
+            Offer::Placed(grant, ..) => grant,
             other => panic!("it has no turn: {other:?}"),
         }
     }
 
     fn waits(&mut self, request: Request, item: u32) -> crate::queue::Ticket {
         match self.offer(request, item) {
-            Offer::Waits(ticket, _) => ticket,
+            Offer::Waits(ticket, ..) => ticket,
             other => panic!("it does not wait: {other:?}"),
         }
     }
@@ -169,12 +169,12 @@ fn who_cannot_make_its_deadline_is_refused_at_once_and_told_when_to_come() {
     let due = |house: &House, seconds: u64| house.now + Duration::from_secs(seconds);
     for item in 0..20 {
         let request = Request { due: due(&house, 60), strict: true, ..house.request("a", 1_000) };
-        assert!(!matches!(house.offer(request, item), Offer::Late(_) | Offer::Full(_)));
+        assert!(!matches!(house.offer(request, item), Offer::Late(..) | Offer::Full(..)));
     }
     let late = Request { due: due(&house, 30), strict: true, ..house.request("a", 1_000) };
-    assert!(!matches!(house.offer(late, 20), Offer::Late(_)), "due before most of them");
+    assert!(!matches!(house.offer(late, 20), Offer::Late(..)), "due before most of them");
     let late = Request { due: due(&house, 61), strict: true, ..house.request("a", 50_000) };
-    let Offer::Late(told) = house.offer(late.clone(), 21) else { panic!("it cannot be done") };
+    let Offer::Late(told, _) = house.offer(late.clone(), 21) else { panic!("it cannot be done") };
     assert!(told.ttft_s > 61.0 && (60.0..=61.0).contains(&told.left_s), "{told:?}");
     // 71 s of work at 0.85 a second.
     let retry = house.scheduler.promise(&late, house.now);
@@ -212,7 +212,7 @@ fn a_tenant_with_less_takes_a_place_of_the_fullest_in_a_full_queue() {
     for item in 0..4 {
         house.waits(house.request("greedy", 10), item);
     }
-    assert!(matches!(house.offer(house.request("greedy", 10), 4), Offer::Full(_)));
+    assert!(matches!(house.offer(house.request("greedy", 10), 4), Offer::Full(..)));
     house.waits(house.request("quiet", 10), 5);
     assert!(matches!(house.scheduler.next(house.now), Some(Turn::Displaced(3, _))));
     assert!(house.scheduler.next(house.now).is_none());
@@ -324,9 +324,9 @@ proptest! {
                     };
                     let progress = Arc::clone(&request.progress);
                     match house.offer(request, number) {
-                        Offer::Placed(grant, _) => running.push((grant, progress, input, output)),
-                        Offer::Waits(ticket, _) => waiting.push((ticket, progress, input)),
-                        Offer::Full(_) | Offer::Late(_) | Offer::Nobody => {}
+                        Offer::Placed(grant, ..) => running.push((grant, progress, input, output)),
+                        Offer::Waits(ticket, ..) => waiting.push((ticket, progress, input)),
+                        Offer::Full(..) | Offer::Late(..) | Offer::Nobody => {}
                     }
                 }
                 Step::First(at) if !running.is_empty() => {
@@ -390,4 +390,31 @@ proptest! {
         }
         prop_assert!(house.scheduler.queue.is_empty());
     }
+}
+
+#[test]
+fn batch_work_that_has_shown_nothing_makes_way_where_the_operator_wants_it() {
+    let mut house = House::new(Rules { preempt_batch: true, ..rules() }, &[("a", 1_000, 2)]);
+    let batch = |house: &House| Request { tier: Tier::Batch, ..house.request("b", 100) };
+    let shown = house.placed(batch(&house));
+    house.after(100);
+    house.first_token(&shown);
+    let request = batch(&house);
+    let called = Arc::clone(&request.progress);
+    let hidden = house.placed(request);
+    house.waits(house.request("a", 100), 1);
+    let turn = house.scheduler.next(house.now);
+    assert!(matches!(&turn, Some(Turn::Preempt(server, _)) if server.as_str() == "a"), "{turn:?}");
+    assert!(called.is_called_back());
+    // Once is enough, and who has shown something stays.
+    assert!(house.scheduler.next(house.now).is_none());
+    house.scheduler.take_back(&hidden.server, hidden.seat, None, house.now);
+    assert!(matches!(house.scheduler.next(house.now), Some(Turn::Granted(1, ..))));
+    house.waits(house.request("a", 100), 2);
+    assert!(house.scheduler.next(house.now).is_none());
+    // Not for its own kind, and not unless the operator wants it.
+    let mut house = House::new(rules(), &[("a", 1_000, 1)]);
+    let _running = house.placed(batch(&house));
+    house.waits(house.request("a", 100), 1);
+    assert!(house.scheduler.next(house.now).is_none());
 }

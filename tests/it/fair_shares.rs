@@ -92,8 +92,7 @@ async fn now_and_then(house: &House, rounds: u64, seed: u64) -> Vec<Duration> {
         let mut stream = house.open_as("quiet", "", &body(&prompt(&mut chance))).await;
         raw::read_until(&mut stream, "\"content\":\"w").await;
         times.push(asked.elapsed());
-        let (_, ended) = raw::read_all(&mut stream).await;
-        drop(ended);
+        raw::read_all(&mut stream).await;
         sleep(Duration::from_millis(20)).await;
     }
     times.sort();

@@ -45,6 +45,7 @@ mod memory_guard;
 mod metrics_page;
 mod overcontext;
 mod overload;
+mod preempt;
 mod quickstart;
 mod real_templates;
 mod refusals;

@@ -212,6 +212,7 @@ fn servers(report: &Value, out: &mut String) {
         "STATE",
         "PLACED",
         "TOKENS PLACED OF",
+        "OWES",
         "ITS OWN RUN/WAIT",
         "KV %",
     ]);
@@ -227,6 +228,10 @@ fn servers(report: &Value, out: &mut String) {
                 show(whole(server, "/placed_tokens")),
                 show(whole(server, "/capacity/kv_tokens"))
             ),
+            server
+                .pointer("/flow/debt_s")
+                .and_then(Value::as_f64)
+                .map_or_else(|| "-".to_owned(), |debt| format!("{debt:.1} s")),
             format!(
                 "{}/{}",
                 show(whole(server, "/load/running")),

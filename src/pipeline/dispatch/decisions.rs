@@ -130,7 +130,6 @@ impl Decisions {
         &mut self,
         id: &RequestId,
         request: &Request,
-        outlook: Option<Outlook>,
         considered: Vec<Considered>,
         now: Instant,
     ) -> DecisionId {
@@ -142,11 +141,6 @@ impl Decisions {
             self.ring.pop_front();
             self.first += 1;
         }
-        let foreseen = |outlook: Outlook| Foreseen {
-            wait_s: outlook.wait_s,
-            ttft_s: outlook.ttft_s(),
-            ahead: outlook.ahead,
-        };
         self.ring.push_back(Decision {
             request: id.clone(),
             tenant: request.tenant.clone(),
@@ -157,13 +151,21 @@ impl Decisions {
             prefix_blocks: request.blocks.hashes.len(),
             deadline_s: request.due.saturating_duration_since(now).as_secs_f64(),
             strict: request.strict,
-            outlook: outlook.map(foreseen),
+            outlook: None,
             considered,
             verdict: Verdict::Waits { why: JUST_CAME },
             at: now,
             age_s: 0.0,
         });
         DecisionId(self.first + (self.ring.len() - 1) as u64)
+    }
+
+    /// What it may expect. That of its first turn stays.
+    pub(super) fn foreseen(&mut self, id: DecisionId, outlook: Outlook) {
+        let (wait_s, ttft_s, ahead) = (outlook.wait_s, outlook.ttft_s(), outlook.ahead);
+        if let Some(decision) = self.get_mut(id) {
+            decision.outlook.get_or_insert(Foreseen { wait_s, ttft_s, ahead });
+        }
     }
 
     /// It waits.

@@ -28,7 +28,7 @@ use crate::{
     config,
     ids::{ModelName, RequestId, ServerId, TenantId, Tier},
     schedule::{
-        Request, Room, Scheduler, block_tokens,
+        FlowView, Request, Room, Scheduler, block_tokens,
         breaker::Breaker,
         catalog::Catalog,
         memory::{MemoryRoom, MemoryView},
@@ -113,6 +113,8 @@ pub struct ServerView {
     pub hung: Option<Hung>,
     /// What it may still use of its GPUs' memory, where that is guarded.
     pub memory: Option<MemoryView>,
+    /// Prefill on its way through it; `None` for a server of a test that has none.
+    pub flow: Option<FlowView>,
     /// It takes requests now.
     pub usable: bool,
     /// Times that it came up. What comes back may be another process.
@@ -132,6 +134,7 @@ impl ServerView {
             footing: Footing::default(),
             hung: None,
             memory: None,
+            flow: None,
             usable: false,
             comings: 0,
         }
@@ -389,7 +392,7 @@ impl Dispatch {
 
     /// Every server.
     pub fn servers(&self) -> Vec<ServerView> {
-        let state = self.lock();
+        let (now, state) = (Instant::now(), self.lock());
         let mut views: Vec<ServerView> = state
             .scheduler
             .rooms
@@ -405,6 +408,7 @@ impl Dispatch {
                     footing: berth.footing.clone(),
                     hung: berth.hung.clone(),
                     memory: room.memory.as_ref().map(MemoryRoom::view),
+                    flow: Some(room.flow_view(now)),
                     usable: room.usable,
                     comings: berth.comings,
                 })

@@ -1,6 +1,7 @@
 //! The pulse of one server: when it was last heard, and the word that takes its requests back. Both are
 //! reached without the dispatch's lock, by every piece of every answer.
 
+use crate::schedule::Progress;
 use std::{
     sync::atomic::{AtomicU64, Ordering},
     time::Duration,
@@ -51,12 +52,17 @@ impl Pulse {
         self.recall.notify_waiters();
     }
 
-    /// Waits until a request that began at this count is taken back. Dropping the future changes nothing.
-    pub(super) async fn recalled_since(&self, begun: u64) {
+    /// Has all requests that are on the server look whether they are called back.
+    pub(super) fn stir(&self) {
+        self.recall.notify_waiters();
+    }
+
+    /// Waits until a request that began at this count is taken back, or is called back itself. Dropping the future changes nothing.
+    pub(super) async fn recalled_since(&self, begun: u64, progress: &Progress) {
         loop {
             // In this order: what is notified between the two is not lost.
             let word = self.recall.notified();
-            if self.recalls() != begun {
+            if self.recalls() != begun || progress.is_called_back() {
                 return;
             }
             word.await;
@@ -73,15 +79,29 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_recall_reaches_who_was_there_and_nobody_later() {
         let pulse = Pulse::new(Instant::now());
-        let before = pulse.recalls();
-        let mut waits = pin!(pulse.recalled_since(before));
+        let (before, none) = (pulse.recalls(), Progress::default());
+        let mut waits = pin!(pulse.recalled_since(before, &none));
         assert!(timeout(Duration::from_secs(1), &mut waits).await.is_err());
         pulse.recall_all();
         assert!(timeout(Duration::ZERO, waits).await.is_ok());
         // One whose turn was on its way hears it as soon as it listens.
-        assert!(timeout(Duration::ZERO, pulse.recalled_since(before)).await.is_ok());
-        let later = pulse.recalled_since(pulse.recalls());
+        assert!(timeout(Duration::ZERO, pulse.recalled_since(before, &none)).await.is_ok());
+        let later = pulse.recalled_since(pulse.recalls(), &none);
         assert!(timeout(Duration::from_secs(1), later).await.is_err());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_alone_is_called_back() {
+        let pulse = Pulse::new(Instant::now());
+        let (called, other) = (Progress::default(), Progress::default());
+        let mut waits = pin!(pulse.recalled_since(0, &called));
+        let mut stays = pin!(pulse.recalled_since(0, &other));
+        assert!(timeout(Duration::from_secs(1), &mut waits).await.is_err());
+        assert!(timeout(Duration::from_secs(1), &mut stays).await.is_err());
+        called.call_back();
+        pulse.stir();
+        assert!(timeout(Duration::ZERO, waits).await.is_ok());
+        assert!(timeout(Duration::from_secs(1), stays).await.is_err());
     }
 
     #[tokio::test(start_paused = true)]

@@ -172,6 +172,12 @@ impl State {
                     self.decisions.refused(waiting.decision, Reason::QueueFull.as_str(), now);
                     (waiting, Given::Displaced(retry))
                 }
+                Turn::Preempt(server, _) => {
+                    if let Some(berth) = self.berths.get(&server) {
+                        berth.pulse.stir();
+                    }
+                    continue;
+                }
                 // Let go without a word: its end of the line says that no server is left.
                 Turn::Nobody(waiting) => {
                     self.decisions.refused(waiting.decision, Reason::NoServer.as_str(), now);
@@ -248,6 +254,7 @@ pub(super) fn rules(settings: &config::Settings) -> Rules {
         debt_max_s: schedule.prefill_debt.as_secs_f64(),
         token_gap_s: schedule.token_gap.as_secs_f64(),
         chunk: schedule.chunk,
+        preempt_batch: schedule.preempt_batch,
         ..Rules::default()
     }
 }

@@ -121,34 +121,36 @@ impl State {
         give: oneshot::Sender<Given>,
         now: Instant,
     ) -> Result<Asked, Refusal> {
-        let again = ask.recalls > 0;
+        let again = ask.recalls > 0 || ask.request.preempted > 0;
         // Should it have to wait again, it stands where it would have stood today.
         let arrival = &mut ask.request.arrival;
         *arrival = Some(arrival.unwrap_or_else(|| self.scheduler.queue.arrive()));
-        let request = ask.request.clone();
         let mut known = Known::default();
-        let outlook = self.scheduler.outlook(&request, &mut known, now);
-        let considered = self.considered(&request, &mut known, now);
-        let choice = self.scheduler.choose(&request, now);
-        let decision = self.decisions.came(&ask.id, &request, Some(outlook), considered, now);
-        let waiting = Waiting { decision, give };
-        let progress = Arc::clone(&request.progress);
-        let offer = self.scheduler.offer(request, waiting, again, now);
-        let refusal = match offer {
-            Offer::Placed(grant, _) => {
+        let considered = self.considered(&ask.request, &mut known, now);
+        let decision = self.decisions.came(&ask.id, &ask.request, considered, now);
+        let (request, waiting) = (ask.request.clone(), Waiting { decision, give });
+        let refusal = match self.scheduler.offer(request, known, waiting, again, now) {
+            Offer::Placed(grant, _, outlook) => {
+                self.decisions.foreseen(decision, outlook);
                 self.decisions.placed(decision, &grant.server, &grant.weighed, now);
+                let progress = Arc::clone(&ask.request.progress);
                 return Ok(Asked::Placed(self.granted(grant, progress, now)));
             }
-            Offer::Waits(ticket, outlook) => {
+            Offer::Waits(ticket, outlook, choice) => {
+                self.decisions.foreseen(decision, outlook);
                 self.decisions.waits(decision, why_it_waits(choice, &outlook));
                 return Ok(Asked::Waits(ticket, decision));
             }
             Offer::Nobody => nobody(&ask.request.model),
-            Offer::Late(late) => {
+            Offer::Late(late, outlook) => {
+                self.decisions.foreseen(decision, outlook);
                 let retry = self.retry(&ask.request, now);
                 self.late(&late, retry)
             }
-            Offer::Full(full) => self.full(full, &ask.request),
+            Offer::Full(full, outlook) => {
+                self.decisions.foreseen(decision, outlook);
+                self.full(full, &ask.request)
+            }
         };
         self.decisions.refused(decision, refusal.reason.as_str(), now);
         Err(refusal)
@@ -280,9 +282,16 @@ impl Placement {
     /// Waits until the call is taken back because its server hangs. Dropping the future changes nothing.
     pub async fn recalled(&self) {
         match &self.server {
-            Some((_, pulse)) => pulse.recalled_since(self.granted.recalls).await,
+            Some((_, pulse)) => {
+                pulse.recalled_since(self.granted.recalls, &self.granted.progress).await;
+            }
             None => std::future::pending().await,
         }
+    }
+
+    /// It must give its room to somebody more urgent.
+    pub fn is_preempted(&self) -> bool {
+        self.granted.progress.is_called_back()
     }
 
     /// Tells the breaker what became of the call.

@@ -165,21 +165,21 @@ impl Policy for Ours {
             strict: true,
             watched: true,
             returned: self.refused.get(request).copied().unwrap_or(false),
+            preempted: 0,
             arrival: None,
             entered: at,
             progress,
         };
         let priority = self.priority(view, request);
-        let outlook = self.scheduler.outlook(&asked, &mut Known::default(), at);
-        match self.scheduler.offer(asked.clone(), request, false, at) {
-            Offer::Placed(grant, _) => {
+        match self.scheduler.offer(asked.clone(), Known::default(), request, false, at) {
+            Offer::Placed(grant, _, outlook) => {
                 orders.push(Order::Promise { request, ttft_s: outlook.ttft_s() });
                 self.place(request, &grant, priority, orders);
             }
-            Offer::Waits(_, outlook) => {
+            Offer::Waits(_, outlook, _) => {
                 orders.push(Order::Promise { request, ttft_s: outlook.ttft_s() });
             }
-            Offer::Full(_) | Offer::Late(_) => self.refuse(request, &asked, now, orders),
+            Offer::Full(..) | Offer::Late(..) => self.refuse(request, &asked, now, orders),
             Offer::Nobody => orders.push(Order::Refuse { request, retry_s: None }),
         }
     }
@@ -199,6 +199,8 @@ impl Policy for Ours {
                 Turn::Late(request, _, asked) | Turn::Displaced(request, asked) => {
                     self.refuse(request, &asked, now, orders);
                 }
+                // No tenant of a replay is asked to make way.
+                Turn::Preempt(..) => {}
                 Turn::Nobody(request) => orders.push(Order::Refuse { request, retry_s: None }),
             }
         }
