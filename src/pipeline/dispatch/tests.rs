@@ -4,8 +4,9 @@ use super::*;
 use crate::{
     error::Reason,
     ids::RequestId,
+    schedule::Blocks,
     servers::{Answer, Call, CallError, Later, Route},
-    snapshot::{Capacity, Health, ServedModel, ServerKind},
+    snapshot::{Capacity, Health, KvChange, ServedModel, ServerKind},
 };
 use bytes::Bytes;
 use std::future::ready;
@@ -350,4 +351,57 @@ async fn what_is_heard_of_a_server() {
     assert_eq!(heard(&dispatch), (Some(began), Instant::now()));
     drop(second);
     assert_eq!(heard(&dispatch).0, None);
+}
+
+/// What a server says of its cache decides where a prompt goes, and is forgotten when the server says so.
+#[tokio::test(start_paused = true)]
+async fn a_prompt_goes_where_its_beginning_is_said_to_be() {
+    let dispatch = house();
+    for id in ["a", "b"] {
+        let server = Arc::new(Name(id.into()));
+        let mut known = reading(id, Health::Up, 100_000, 8);
+        known.capacity.block_tokens = Some(16);
+        dispatch.join(server, Arc::new(Notify::new()), known);
+    }
+    let hashes: Vec<u64> = (1..=400).collect();
+    let blocks = Blocks { hashes: hashes.as_slice().into(), tokens: 16 };
+    let with_blocks = || {
+        let mut ask = ask(6_500, Tier::Standard, &[]);
+        ask.request.blocks = blocks.clone();
+        ask
+    };
+    let cached = |id: &RequestId| {
+        let decision = dispatch.explain(id.as_str()).unwrap();
+        let mut servers = decision.considered.into_iter();
+        servers.find(|server| server.server.as_str() == "b").unwrap().cached_tokens
+    };
+    // Blocks of another size mean nothing.
+    let other = KvChange::Stored { block_tokens: 32, hashes: hashes.clone() };
+    dispatch.kv_changed(&"b".into(), &other);
+    let first = with_blocks();
+    let id = first.id.clone();
+    drop(at_once(&dispatch, first).await);
+    assert_eq!(cached(&id), Tokens::ZERO);
+    dispatch
+        .kv_changed(&"b".into(), &KvChange::Stored { block_tokens: 16, hashes: hashes.clone() });
+    for _ in 0..3 {
+        let next = with_blocks();
+        let id = next.id.clone();
+        let placed = at_once(&dispatch, next).await;
+        assert_eq!((placed.id().as_str(), cached(&id)), ("b", Tokens(6_400)));
+        // So that nothing is owed when the next one comes.
+        advance(Duration::from_secs(1)).await;
+        drop(placed);
+    }
+    dispatch.kv_changed(&"b".into(), &KvChange::Removed { hashes: hashes[200..].to_vec() });
+    let next = with_blocks();
+    let id = next.id.clone();
+    let placed = at_once(&dispatch, next).await;
+    assert_eq!(cached(&id), Tokens(3_200));
+    drop(placed);
+    dispatch.kv_changed(&"b".into(), &KvChange::Cleared);
+    let next = with_blocks();
+    let id = next.id.clone();
+    drop(at_once(&dispatch, next).await);
+    assert_eq!(cached(&id), Tokens::ZERO);
 }
