@@ -8,11 +8,7 @@ use crate::{
     simulate::clock::{Beginning, Clock, Profile, SequenceId, Token},
     units::Tokens,
 };
-use std::{
-    cmp::Reverse,
-    collections::{BinaryHeap, VecDeque},
-    sync::Arc,
-};
+use std::{cmp::Reverse, collections::BinaryHeap, sync::Arc};
 
 /// Age of what a policy sees of servers' metrics pages, seconds.
 pub const METRICS_EVERY_S: f64 = 0.05;
@@ -83,46 +79,101 @@ struct Server {
     ends: Option<f64>,
 }
 
+impl Server {
+    fn begin(&mut self, now: f64) {
+        self.ends = self.clock.begin().map(|step_s| now + step_s);
+    }
+}
+
 /// Runs a policy to the end. `progress` hears how many requests have ended, of all.
 pub fn run(
     setup: &Setup,
     arrivals: &[Arrival],
     policy: &mut dyn Policy,
-    mut chance: impl FnMut() -> f64,
+    chance: impl FnMut() -> f64,
     mut progress: impl FnMut(usize),
 ) -> (Vec<Fate>, Done) {
-    let server = || Server { clock: Clock::new(setup.profile.clone()), ends: None };
-    let mut servers: Vec<Server> = (0..setup.servers).map(|_| server()).collect();
-    let mut fates = vec![Fate::default(); arrivals.len()];
-    let mut seen = vec![ServerView::default(); setup.servers];
-    let mut seen_at = f64::NEG_INFINITY;
-    let mut next = 0;
-    let mut back: BinaryHeap<Reverse<(ordered::Time, usize)>> = BinaryHeap::new();
-    let mut at_of: Vec<Option<usize>> = vec![None; arrivals.len()];
-    let mut tokens: Vec<Token> = Vec::new();
-    let mut orders: Vec<Order> = Vec::new();
-    let mut ended = 0;
-    let mut due: VecDeque<usize> = VecDeque::new();
-    let mut now = 0.0_f64;
-    while ended < arrivals.len() {
-        let comes = arrivals.get(next).map(|arrival| arrival.at_s);
-        let returns = back.peek().map(|Reverse((time, _))| time.0);
-        let steps = servers.iter().filter_map(|server| server.ends);
-        let wakes = policy.wakes(now);
-        let soonest = steps.chain(comes).chain(returns).chain(wakes).reduce(f64::min);
+    let mut world = World::new(setup, arrivals, chance);
+    while world.ended < arrivals.len() {
         // Nobody will ever say anything again: what still waits was forgotten by the policy.
-        let Some(at) = soonest else { break };
-        now = at.max(now);
-        for (index, server) in servers.iter_mut().enumerate() {
+        let Some(at) = world.soonest(policy) else { break };
+        world.now = at.max(world.now);
+        world.turn_steps(policy);
+        world.read_metrics();
+        world.meet(policy);
+        progress(world.ended);
+    }
+    let done = world.servers.iter().fold(Done::default(), |done, server| Done {
+        preemptions: done.preemptions + server.clock.preemptions(),
+        hits: done.hits + server.clock.hits().get(),
+    });
+    (world.fates, done)
+}
+
+struct World<'a, C> {
+    setup: &'a Setup,
+    arrivals: &'a [Arrival],
+    chance: C,
+    now: f64,
+    servers: Vec<Server>,
+    fates: Vec<Fate>,
+    /// Where each request runs.
+    places: Vec<Option<usize>>,
+    /// What metrics pages said last, and when.
+    seen: Vec<ServerView>,
+    seen_at: f64,
+    /// The next one that comes.
+    next: usize,
+    /// Those that come again, and when.
+    back: BinaryHeap<Reverse<(ordered::Time, usize)>>,
+    ended: usize,
+    tokens: Vec<Token>,
+    orders: Vec<Order>,
+}
+
+impl<'a, C: FnMut() -> f64> World<'a, C> {
+    fn new(setup: &'a Setup, arrivals: &'a [Arrival], chance: C) -> Self {
+        let server = || Server { clock: Clock::new(setup.profile.clone()), ends: None };
+        Self {
+            setup,
+            arrivals,
+            chance,
+            now: 0.0,
+            servers: (0..setup.servers).map(|_| server()).collect(),
+            fates: vec![Fate::default(); arrivals.len()],
+            places: vec![None; arrivals.len()],
+            seen: vec![ServerView::default(); setup.servers],
+            seen_at: f64::NEG_INFINITY,
+            next: 0,
+            back: BinaryHeap::new(),
+            ended: 0,
+            tokens: Vec::new(),
+            orders: Vec::new(),
+        }
+    }
+
+    /// When something happens next.
+    fn soonest(&self, policy: &dyn Policy) -> Option<f64> {
+        let steps = self.servers.iter().filter_map(|server| server.ends);
+        let comes = self.arrivals.get(self.next).map(|arrival| arrival.at_s);
+        let returns = self.back.peek().map(|Reverse((time, _))| time.0);
+        let wakes = policy.wakes(self.now);
+        steps.chain(comes).chain(returns).chain(wakes).reduce(f64::min)
+    }
+
+    /// Ends the steps that are over, and begins the next ones.
+    fn turn_steps(&mut self, policy: &mut dyn Policy) {
+        let now = self.now;
+        for (index, server) in self.servers.iter_mut().enumerate() {
             if server.ends.is_none_or(|ends| ends > now) {
                 continue;
             }
-            tokens.clear();
-            server.clock.finish(&mut tokens);
-            server.ends = server.clock.begin().map(|step| now + step);
-            for token in &tokens {
+            self.tokens.clear();
+            server.clock.finish(&mut self.tokens);
+            server.begin(now);
+            for token in &self.tokens {
                 let Ok(request) = usize::try_from(token.id.0) else { continue };
-                let Some(fate) = fates.get_mut(request) else { continue };
+                let Some(fate) = self.fates.get_mut(request) else { continue };
                 if token.generated == Tokens(1) {
                     fate.first_s = Some(now);
                     policy.first_token(request, index, now);
@@ -130,105 +181,114 @@ pub fn run(
                 policy.token(request, token.generated.get());
                 if token.last {
                     fate.last_s = Some(now);
-                    ended += 1;
+                    self.ended += 1;
                     policy.finished(request, index, token.generated.get(), now);
                 }
             }
         }
-        if now - seen_at >= METRICS_EVERY_S {
-            seen_at = now;
-            for (view, server) in seen.iter_mut().zip(&servers) {
-                *view = ServerView {
-                    running: server.clock.running(),
-                    waiting: server.clock.waiting(),
-                    used: server.clock.used().get(),
-                    capacity: server.clock.capacity().get(),
-                };
+    }
+
+    fn read_metrics(&mut self) {
+        if self.now - self.seen_at < METRICS_EVERY_S {
+            return;
+        }
+        self.seen_at = self.now;
+        for (view, server) in self.seen.iter_mut().zip(&self.servers) {
+            *view = ServerView {
+                running: server.clock.running(),
+                waiting: server.clock.waiting(),
+                used: server.clock.used().get(),
+                capacity: server.clock.capacity().get(),
+            };
+        }
+    }
+
+    /// Shows the policy who comes, and does what it wants.
+    fn meet(&mut self, policy: &mut dyn Policy) {
+        let now = self.now;
+        let mut orders = std::mem::take(&mut self.orders);
+        let view = View { arrivals: self.arrivals, seen: &self.seen };
+        while self.arrivals.get(self.next).is_some_and(|arrival| arrival.at_s <= now) {
+            policy.arrives(self.next, &view, now, &mut orders);
+            self.next += 1;
+        }
+        while self.back.peek().is_some_and(|Reverse((time, _))| time.0 <= now) {
+            if let Some(Reverse((_, request))) = self.back.pop() {
+                policy.arrives(request, &view, now, &mut orders);
             }
-        }
-        while arrivals.get(next).is_some_and(|arrival| arrival.at_s <= now) {
-            due.push_back(next);
-            next += 1;
-        }
-        while back.peek().is_some_and(|Reverse((time, _))| time.0 <= now) {
-            due.extend(back.pop().map(|Reverse((_, request))| request));
-        }
-        let view = View { arrivals, seen: &seen };
-        while let Some(request) = due.pop_front() {
-            policy.arrives(request, &view, now, &mut orders);
         }
         policy.decide(&view, now, &mut orders);
         for order in orders.drain(..) {
             match order {
-                Order::Place { request, server: at, priority } => {
-                    let (Some(arrival), Some(server), Some(fate)) =
-                        (arrivals.get(request), servers.get_mut(at), fates.get_mut(request))
-                    else {
-                        continue;
-                    };
-                    let priority = if setup.server_priority { priority } else { 0 };
-                    let beginning = Beginning {
-                        blocks: Arc::clone(&arrival.blocks),
-                        block_tokens: setup.block_tokens,
-                    };
-                    let taken = server.clock.submit_as(
-                        SequenceId(request as u64),
-                        Tokens(arrival.input),
-                        Tokens(arrival.output),
-                        beginning,
-                        priority,
-                    );
-                    if taken.is_err() {
-                        // Larger than the server: it says so at once.
-                        fate.refused_s = Some(now);
-                        ended += 1;
-                        policy.finished(request, at, 0, now);
-                        continue;
-                    }
-                    fate.placed_s.get_or_insert(now);
-                    if let Some(place) = at_of.get_mut(request) {
-                        *place = Some(at);
-                    }
-                    if server.ends.is_none() {
-                        server.ends = server.clock.begin().map(|step| now + step);
-                    }
+                Order::Place { request, server, priority } => {
+                    self.place(request, server, priority, policy);
                 }
                 Order::TakeBack { request } => {
-                    let place = at_of.get_mut(request).and_then(Option::take);
-                    if let Some(server) = place.and_then(|at| servers.get_mut(at)) {
+                    let place = self.places.get_mut(request).and_then(Option::take);
+                    if let Some(server) = place.and_then(|at| self.servers.get_mut(at)) {
                         server.clock.abort(SequenceId(request as u64));
                     }
                 }
                 Order::Promise { request, ttft_s } => {
-                    if let Some(fate) = fates.get_mut(request) {
+                    if let Some(fate) = self.fates.get_mut(request) {
                         fate.promised = Some((ttft_s, now));
                     }
                 }
-                Order::Refuse { request, retry_s } => {
-                    let Some(fate) = fates.get_mut(request) else { continue };
-                    fate.refusals += 1;
-                    fate.promised = None;
-                    match (setup.returns, retry_s) {
-                        (Some(spread), Some(retry_s)) if fate.refusals == 1 => {
-                            let late = retry_s * (1.0 + spread * (2.0 * chance() - 1.0));
-                            fate.back_s = Some(now + late);
-                            back.push(Reverse((ordered::Time(now + late), request)));
-                        }
-                        _ => {
-                            fate.refused_s = Some(now);
-                            ended += 1;
-                        }
-                    }
-                }
+                Order::Refuse { request, retry_s } => self.refuse(request, retry_s),
             }
         }
-        progress(ended);
+        self.orders = orders;
     }
-    let done = servers.iter().fold(Done::default(), |done, server| Done {
-        preemptions: done.preemptions + server.clock.preemptions(),
-        hits: done.hits + server.clock.hits().get(),
-    });
-    (fates, done)
+
+    fn place(&mut self, request: usize, at: usize, priority: i64, policy: &mut dyn Policy) {
+        let (Some(arrival), Some(server), Some(fate)) =
+            (self.arrivals.get(request), self.servers.get_mut(at), self.fates.get_mut(request))
+        else {
+            return;
+        };
+        let beginning = Beginning {
+            blocks: Arc::clone(&arrival.blocks),
+            block_tokens: self.setup.block_tokens,
+        };
+        let taken = server.clock.submit_as(
+            SequenceId(request as u64),
+            Tokens(arrival.input),
+            Tokens(arrival.output),
+            beginning,
+            if self.setup.server_priority { priority } else { 0 },
+        );
+        if taken.is_err() {
+            // Larger than the server: it says so at once.
+            fate.refused_s = Some(self.now);
+            self.ended += 1;
+            policy.finished(request, at, 0, self.now);
+            return;
+        }
+        fate.placed_s.get_or_insert(self.now);
+        if let Some(place) = self.places.get_mut(request) {
+            *place = Some(at);
+        }
+        if server.ends.is_none() {
+            server.begin(self.now);
+        }
+    }
+
+    fn refuse(&mut self, request: usize, retry_s: Option<f64>) {
+        let Some(fate) = self.fates.get_mut(request) else { return };
+        fate.refusals += 1;
+        fate.promised = None;
+        match (self.setup.returns, retry_s) {
+            (Some(spread), Some(retry_s)) if fate.refusals == 1 => {
+                let late = retry_s * (1.0 + spread * (2.0 * (self.chance)() - 1.0));
+                fate.back_s = Some(self.now + late);
+                self.back.push(Reverse((ordered::Time(self.now + late), request)));
+            }
+            _ => {
+                fate.refused_s = Some(self.now);
+                self.ended += 1;
+            }
+        }
+    }
 }
 
 mod ordered {

@@ -1,8 +1,9 @@
 //! How long a request will wait, and whether that is too long.
 
 use super::{
-    room::{PREFILL_MARGIN, enough},
-    scheduler::{Request, Scheduler, need},
+    choice::{PREFILL_MARGIN, enough},
+    request::{Request, need},
+    scheduler::Scheduler,
     seat::Known,
 };
 use crate::{

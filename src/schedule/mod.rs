@@ -9,6 +9,7 @@
 
 pub mod breaker;
 pub mod catalog;
+mod choice;
 pub mod cost;
 mod estimate;
 pub mod flow;
@@ -17,18 +18,19 @@ pub mod memory;
 pub mod outputs;
 pub mod pace;
 pub mod prefix;
+mod request;
 mod room;
 mod rules;
 mod scheduler;
 mod seat;
 
+pub use choice::{Choice, choose, enough};
 pub use cost::Costs;
 pub use estimate::{Late, Outlook};
-pub use room::{
-    Bar, Choice, FlowView, Need, RUNNING_UNKNOWN, Room, Weighed, block_tokens, choose, enough,
-};
+pub use request::{Grant, Offer, Request, Turn};
+pub use room::{Bar, FlowView, Need, RUNNING_UNKNOWN, Room, Weighed, block_tokens};
 pub use rules::Rules;
-pub use scheduler::{Asking, Grant, Offer, Request, Scheduler, Turn};
+pub use scheduler::{Asking, Scheduler};
 pub use seat::{Blocks, Known, Progress, SeatId};
 
 #[cfg(test)]
