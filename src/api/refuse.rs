@@ -187,6 +187,10 @@ pub fn response_in(form: Form, refusal: &Refusal, id: &RequestId) -> Response<By
         headers.insert(RETRY_AFTER, HeaderValue::from(seconds_up(wait)));
         let millis = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
         headers.insert("retry-after-ms", HeaderValue::from(millis));
+        // The official clients take a longer time for none, and would come again within seconds.
+        if wait > CLIENTS_WAIT_MAX {
+            headers.insert("x-should-retry", HeaderValue::from_static("false"));
+        }
     }
     match refusal.reason {
         Reason::MissingKey | Reason::WrongKey => {
@@ -208,6 +212,9 @@ pub fn response_in(form: Form, refusal: &Refusal, id: &RequestId) -> Response<By
     }
     response
 }
+
+/// The longest `Retry-After` that the official clients follow by themselves.
+const CLIENTS_WAIT_MAX: Duration = Duration::from_secs(60);
 
 /// `Retry-After` counts whole seconds; waiting a little too long beats coming back too early.
 fn seconds_up(wait: Duration) -> u64 {

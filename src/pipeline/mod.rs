@@ -33,7 +33,7 @@ use crate::{
     energy::{Prices, Works},
     error::{Reason, Refusal},
     ids::{ModelName, RequestId},
-    schedule::{Request, catalog::Entry},
+    schedule::{Blocks, Request, catalog::Entry},
     snapshot::GpuPlane,
 };
 use answer::{Reply, read_body};
@@ -201,7 +201,9 @@ impl Broker {
         let counted = self.count(&studied).await?;
         record.counted = Some(counted);
         record.shadow = studied.shadow();
-        studied.log_prefix(&record.id);
+        if settings.tokens.prefix_blocks {
+            studied.log_prefix(&record.id);
+        }
         let window = studied.check_window(counted)?;
         // admit
         let mean = self.dispatch.expected_output(&tenant.name, &studied.entry.model);
@@ -223,13 +225,18 @@ impl Broker {
                 output,
                 sequences: studied.sequences(),
                 span: studied.span(counted),
-                blocks: studied.blocks(),
+                blocks: match self.dispatch.shares_servers(&studied.entry.model) {
+                    // Hashes do not tell models apart, and caches do.
+                    true => Blocks::default(),
+                    false => studied.blocks(),
+                },
                 tried: Vec::new(),
                 due: asked.unwrap_or_else(|| record.started() + wait_max),
                 strict: asked.is_some(),
                 watched: studied.is_stream(),
                 returned: urgency::returned(headers),
                 preempted: 0,
+                foreseen: None,
                 arrival: None,
                 entered: record.started(),
                 progress: Arc::default(),

@@ -8,7 +8,7 @@
 use super::{Ahead, Sizes, Ticket, Work, promises::Promises, sizes::Stream};
 use crate::ids::TenantId;
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, HashMap, VecDeque},
     time::Duration,
 };
 use tokio::time::Instant;
@@ -30,6 +30,7 @@ pub(super) struct Place {
 pub(super) struct Band {
     /// One for each tenant that ever waited here or was charged; tenants are configured, so they are few.
     lines: Vec<Line>,
+    by_tenant: HashMap<TenantId, usize>,
     length: usize,
     /// The counter of the line that was served last: where newcomers start when nobody waits.
     level: f64,
@@ -129,7 +130,7 @@ impl Band {
 
     /// Prefill of this tenant's requests that comes of late, of those smaller than this: seconds a second.
     pub(super) fn comes_smaller(&self, tenant: &TenantId, prefill_s: f64, now: Instant) -> f64 {
-        let line = self.lines.iter().find(|line| line.tenant == *tenant);
+        let line = self.of(tenant);
         line.map_or(0.0, |line| line.comes.smaller(prefill_s, now))
     }
 
@@ -158,7 +159,7 @@ impl Band {
 
     /// Work of a tenant that was promised and may come within a time, seconds.
     pub(super) fn promised_s(&self, tenant: &TenantId, within: Duration, now: Instant) -> f64 {
-        let line = self.lines.iter().find(|line| line.tenant == *tenant);
+        let line = self.of(tenant);
         line.map_or(0.0, |line| line.promises.due_s(within, now))
     }
 
@@ -193,7 +194,7 @@ impl Band {
         place: (Instant, u64),
         works: impl Fn(Ticket) -> Option<Work>,
     ) -> Ahead {
-        let mine = self.lines.iter().find(|line| line.tenant == *tenant);
+        let mine = self.of(tenant);
         let (mut ahead, mut charge) =
             mine.map_or((Ahead::default(), 0.0), |line| line.before(place, works));
         charge += own.charge;
@@ -215,7 +216,7 @@ impl Band {
 
     /// The last request of a tenant here, and where it stands.
     pub(super) fn last_of(&self, tenant: &TenantId) -> Option<((Instant, u64), Ticket)> {
-        let line = self.lines.iter().find(|line| line.tenant == *tenant)?;
+        let line = self.of(tenant)?;
         line.requests.last_key_value().map(|(place, ticket)| (*place, *ticket))
     }
 
@@ -255,14 +256,19 @@ impl Band {
         waiting.map(|line| line.counter).reduce(f64::min).unwrap_or(self.level)
     }
 
+    fn of(&self, tenant: &TenantId) -> Option<&Line> {
+        self.lines.get(*self.by_tenant.get(tenant)?)
+    }
+
     fn line(&mut self, tenant: &TenantId, weight: f64) -> usize {
         let weight = if weight.is_finite() && weight > 0.0 { weight } else { 1.0 };
-        if let Some(at) = self.lines.iter().position(|line| line.tenant == *tenant) {
+        if let Some(at) = self.by_tenant.get(tenant).copied() {
             if let Some(line) = self.lines.get_mut(at) {
                 line.weight = weight;
             }
             return at;
         }
+        self.by_tenant.insert(tenant.clone(), self.lines.len());
         self.lines.push(Line {
             tenant: tenant.clone(),
             weight,

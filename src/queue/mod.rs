@@ -216,29 +216,14 @@ impl<T> Queue<T> {
         }
     }
 
-    /// Writes down whose turn is next in a lane, in order, at most `most`. Of one tenant no more than its
+    /// Writes down whose turn is next in a tier of a lane, in order, at most `most`. Of one tenant no more than its
     /// part of that, so that one whose requests are stuck hides nobody.
-    pub fn next(&mut self, lane: usize, most: usize, order: &mut Vec<Ticket>) {
+    pub fn next(&mut self, lane: usize, tier: Tier, most: usize, order: &mut Vec<Ticket>) {
         order.clear();
-        let Some(lane) = self.lanes.get_mut(lane) else { return };
-        for band in &mut lane.bands {
+        let band = self.lanes.get_mut(lane).and_then(|lane| lane.bands.get_mut(tier as usize));
+        if let Some(band) = band {
             band.next(most, order);
-            if order.len() >= most {
-                return;
-            }
         }
-    }
-
-    /// What waits in a lane, in all.
-    pub fn all(&self, lane: usize) -> Ahead {
-        let mut sum = Ahead::default();
-        for band in self.lanes.get(lane).into_iter().flat_map(|lane| &lane.bands) {
-            let all = band.all();
-            sum.count += all.count;
-            sum.prefill.add_part(&all.prefill, 1.0);
-            sum.room += all.room;
-        }
-        sum
     }
 
     /// Lanes, with or without anybody in them.
@@ -311,14 +296,13 @@ impl<T> Queue<T> {
         promises.map_or(1.0, |of| of.promise(ahead_s, waiting.work.prefill_s, rate, now))
     }
 
-    /// A request came again when it was told to.
-    pub fn claim<U>(&mut self, waiting: &Waiting<U>, now: Instant) {
+    /// A request came again. Whether it was told to for about now.
+    pub fn claim<U>(&mut self, waiting: &Waiting<U>, now: Instant) -> bool {
         let lane = self.lane_or_new(&waiting.model);
         let band =
             self.lanes.get_mut(lane).and_then(|lane| lane.bands.get_mut(waiting.tier as usize));
-        if let Some(of) = band.and_then(|band| band.promises(&waiting.tenant, waiting.weight)) {
-            of.claim(waiting.work.prefill_s, now);
-        }
+        let of = band.and_then(|band| band.promises(&waiting.tenant, waiting.weight));
+        of.is_some_and(|of| of.claim(waiting.work.prefill_s, now))
     }
 
     /// Prefill of a request's tenant that was sent away and may come again within a time, seconds.

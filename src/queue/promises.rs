@@ -7,11 +7,11 @@ use std::{collections::VecDeque, time::Duration};
 use tokio::time::Instant;
 
 /// Promises are kept by the second; further ahead nothing is promised.
-const SLOTS_MAX: usize = 600;
+const SLOTS_MAX: usize = 300;
 /// Share of what the servers do that is promised: returns are not spread evenly.
 const PROMISED: f64 = 0.85;
 /// Callers come within this share of the time that they were told.
-const SPREAD: f64 = 0.25;
+const SPREAD: f64 = 0.35;
 /// How long it is remembered who came again, seconds.
 const MEMORY_S: f64 = 120.0;
 /// Work that must have come before much is expected, seconds.
@@ -39,6 +39,8 @@ struct Slot {
     work_s: f64,
     /// What of it is still to come.
     left_s: f64,
+    /// Nobody is taken to come again as told before this, in the same seconds.
+    from: f64,
     /// Nobody is waited for after this, in the same seconds.
     until: f64,
     /// It was counted as due.
@@ -91,14 +93,16 @@ impl Promises {
         }
         let at_s = now_s + wait_s;
         let at = at_s as u64;
-        let until = at_s + SPREAD * wait_s + LATER_S;
+        let (from, until) =
+            (at_s - SPREAD * wait_s - LATER_S / 2.0, at_s + SPREAD * wait_s + LATER_S);
         let place = self.slots.partition_point(|slot| slot.at < at);
         if let Some(slot) = self.slots.get_mut(place).filter(|slot| slot.at == at) {
             slot.work_s += work_s;
             slot.left_s += work_s;
             slot.until = slot.until.max(until);
+            slot.from = slot.from.min(from);
         } else if self.slots.len() < 2 * SLOTS_MAX {
-            self.slots.insert(place, Slot { at, work_s, left_s: work_s, until, due: false });
+            self.slots.insert(place, Slot { at, work_s, left_s: work_s, from, until, due: false });
         }
         wait_s
     }
@@ -113,19 +117,23 @@ impl Promises {
         left * self.kept()
     }
 
-    /// Somebody came again with so much work.
-    pub(super) fn claim(&mut self, mut work_s: f64, now: Instant) {
+    /// Somebody came again with so much work. Whether that was promised for about now: who comes at another time is
+    /// a newcomer.
+    pub(super) fn claim(&mut self, mut work_s: f64, now: Instant) -> bool {
         let now_s = self.second(now);
         self.pass(now_s);
-        self.came += work_s;
-        for slot in &mut self.slots {
+        let all_s = work_s;
+        for slot in self.slots.iter_mut().filter(|slot| slot.from <= now_s) {
             let taken = slot.left_s.min(work_s);
             slot.left_s -= taken;
             work_s -= taken;
+            self.came += taken;
             if work_s <= 0.0 {
-                return;
+                break;
             }
         }
+        // Estimates of one prompt differ a little from time to time.
+        work_s <= all_s / 2.0
     }
 }
 
@@ -165,8 +173,17 @@ mod tests {
         assert!(expected > 0.5, "{expected}");
         let gone = now + Duration::from_secs(600);
         assert!(promises.due_s(Duration::from_secs(60), gone) < 1e-9);
-        promises.claim(1.0, gone);
+        assert!(!promises.claim(1.0, gone));
         assert!(promises.slots.is_empty());
+    }
+
+    #[test]
+    fn who_comes_too_soon_is_a_newcomer() {
+        let (mut promises, now) = (Promises::default(), Instant::now());
+        assert_eq!(promises.promise(99.0, 1.0, 1.0 / PROMISED, now), 100.0);
+        assert!(!promises.claim(1.0, now + Duration::from_secs(2)));
+        assert!(promises.claim(1.0, now + Duration::from_secs(70)));
+        assert!(!promises.claim(1.0, now + Duration::from_secs(71)), "once");
     }
 
     #[test]

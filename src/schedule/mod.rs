@@ -7,6 +7,7 @@
 //! prefill that it owes, and harm to what decodes there. What costs how much is learned (`cost`).
 //! [`Scheduler`] joins these with the queue; `estimate` says what a request may expect, and refuses early.
 
+mod bias;
 pub mod breaker;
 pub mod catalog;
 mod choice;
@@ -24,6 +25,7 @@ mod rules;
 mod scheduler;
 mod seat;
 
+pub use bias::Foreseen;
 pub use choice::{Choice, choose, enough};
 pub use cost::Costs;
 pub use estimate::{Late, Outlook};

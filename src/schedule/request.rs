@@ -1,6 +1,7 @@
 //! A request as the rules know it, and what can become of it.
 
 use super::{
+    bias::Foreseen,
     choice::Choice,
     estimate::{Late, Outlook},
     room::{Need, Weighed},
@@ -48,6 +49,8 @@ pub struct Request {
     pub returned: bool,
     /// Times that it gave its room to somebody more urgent.
     pub preempted: u32,
+    /// What was foreseen when it came, to be compared with what comes true.
+    pub foreseen: Option<Foreseen>,
     /// Its first place in the queue, kept over attempts.
     pub arrival: Option<u64>,
     /// When it came first.
@@ -75,6 +78,7 @@ impl Request {
             watched: false,
             returned: false,
             preempted: 0,
+            foreseen: None,
             arrival: None,
             entered: now,
             progress: Arc::default(),

@@ -283,6 +283,20 @@ impl Room {
         self.has_sequences(need) && self.tokens_fit(need, shared, rules) && self.memory_fits(need)
     }
 
+    /// It is full now, and would take a request if another were not there.
+    pub(super) fn fits_without(&self, need: Need<'_>, seat: &Seat, rules: &Rules) -> bool {
+        if self.fits(need, Tokens::ZERO, rules) {
+            return false;
+        }
+        let placed = self.placed.saturating_sub(seat.sequences);
+        let sequences = placed.saturating_add(self.claim_sequences(need.sequences));
+        let tokens = self.capacity.kv_tokens.is_none_or(|all| {
+            let left = self.placed_tokens().less(seat.claim).plus(self.claim(need.tokens));
+            self.requests <= 1 || left.get() as f64 <= all.get() as f64 * rules.kv_share
+        });
+        sequences <= self.max_running() && tokens && self.memory_could_fit(need)
+    }
+
     /// It may run as many sequences more.
     pub(super) fn has_sequences(&self, need: Need<'_>) -> bool {
         self.placed.saturating_add(self.claim_sequences(need.sequences)) <= self.max_running()

@@ -4,6 +4,7 @@
 //! daemon and the replay of traces drive the same.
 
 use super::{
+    bias::{Bias, Foreseen},
     choice::{Choice, choose},
     estimate::{self, Outlook},
     flow::Prompt,
@@ -43,7 +44,11 @@ pub struct Scheduler<T> {
     /// What it goes by.
     pub rules: Rules,
     pace: HashMap<ModelName, Pace>,
+    /// How far estimates are off.
+    bias: Bias,
+    /// Scratch for a look: who is next, and lanes in which one keeps the others back.
     order: Vec<Ticket>,
+    held: Vec<bool>,
     /// Who must make place, to be told at the next turn.
     displaced: Vec<Ticket>,
 }
@@ -63,18 +68,31 @@ impl<T> Asking<T> {
     }
 }
 
+/// What a look at some of those who wait found.
+#[expect(clippy::large_enum_variant, reason = "it is looked at once, on the stack")]
+enum Look<T> {
+    Found(Turn<T>),
+    /// Nobody, and one of them keeps those behind it back.
+    Held,
+    Nobody,
+}
+
 /// Finds a batch request that makes way for another: the newest one that has shown nothing, on a server that could
 /// take the other, one at a time a server. It is marked.
-fn preempt(rooms: &mut [Room], need: Need<'_>) -> Option<(ServerId, Arc<Progress>)> {
+fn preempt(rooms: &mut [Room], need: Need<'_>, rules: &Rules) -> Option<(ServerId, Arc<Progress>)> {
     for room in rooms.iter_mut().filter(|room| room.usable && room.may_take(need)) {
         let batch = |seat: &Seat| seat.tier == Tier::Batch;
         if room.seats.iter().any(|seat| batch(seat) && seat.progress.is_called_back()) {
             continue;
         }
-        let shows_nothing = |seat: &&Seat| {
-            batch(seat) && seat.watched && seat.first.is_none() && seat.preempted < PREEMPTED_MAX
+        let makes_way = |seat: &&Seat| {
+            batch(seat)
+                && seat.watched
+                && seat.first.is_none()
+                && seat.preempted < PREEMPTED_MAX
+                && room.fits_without(need, seat, rules)
         };
-        if let Some(seat) = room.seats.iter().rev().find(shows_nothing) {
+        if let Some(seat) = room.seats.iter().rev().find(makes_way) {
             seat.progress.call_back();
             return Some((room.id.clone(), Arc::clone(&seat.progress)));
         }
@@ -92,7 +110,9 @@ impl<T> Scheduler<T> {
             outputs: Outputs::default(),
             rules,
             pace: HashMap::new(),
+            bias: Bias::default(),
             order: Vec::new(),
+            held: Vec::new(),
             displaced: Vec::new(),
         }
     }
@@ -134,9 +154,11 @@ impl<T> Scheduler<T> {
         }
         request.arrival.get_or_insert_with(|| self.queue.arrive());
         if request.returned && request.tried.is_empty() {
-            self.claimed(&request, now);
+            request.returned = self.claimed(&request, now);
         }
         let outlook = self.outlook(&request, &mut known, now);
+        request.foreseen = self.foreseen(&request, &outlook, now);
+        let outlook = self.corrected(outlook);
         if !again && let Some(late) = self.late(&request, &outlook, now) {
             return Offer::Late(late, outlook);
         }
@@ -175,17 +197,33 @@ impl<T> Scheduler<T> {
             return None;
         }
         self.queue.age(now);
-        let mut order = std::mem::take(&mut self.order);
-        let mut found = None;
-        for lane in 0..self.queue.lanes() {
-            self.queue.next(lane, self.rules.look_ahead, &mut order);
-            found = self.first_of(&order, now);
-            if found.is_some() {
-                break;
+        let (mut order, mut held) =
+            (std::mem::take(&mut self.order), std::mem::take(&mut self.held));
+        let found = self.first(&mut order, &mut held, now);
+        (self.order, self.held) = (order, held);
+        found
+    }
+
+    /// The first who can go, or must: over all models tier by tier, since models may share servers.
+    fn first(
+        &mut self,
+        order: &mut Vec<Ticket>,
+        held: &mut Vec<bool>,
+        now: Instant,
+    ) -> Option<Turn<T>> {
+        held.clear();
+        held.resize(self.queue.lanes(), false);
+        for tier in Tier::ALL {
+            for (lane, held) in held.iter_mut().enumerate().filter(|(_, held)| !**held) {
+                self.queue.next(lane, tier, self.rules.look_ahead, order);
+                match self.first_of(order, now) {
+                    Look::Found(turn) => return Some(turn),
+                    Look::Held => *held = true,
+                    Look::Nobody => {}
+                }
             }
         }
-        self.order = order;
-        found
+        None
     }
 
     /// Gives a caller's place in the queue up. `None`: it has had its turn.
@@ -199,6 +237,9 @@ impl<T> Scheduler<T> {
         room.flow.first_token(seat.number(), &self.rules, now);
         if let Some(seat) = room.seats.get_mut(seat.0) {
             seat.first = Some(now);
+            if let Some(foreseen) = seat.foreseen {
+                self.bias.saw(foreseen, now);
+            }
         }
     }
 
@@ -297,6 +338,24 @@ impl<T> Scheduler<T> {
         Some(falls.min().map_or(again, |at| at.min(again)))
     }
 
+    /// An estimate by what was learned of estimates.
+    fn corrected(&self, outlook: Outlook) -> Outlook {
+        let factor = self.bias.factor(outlook.ttft_s(), outlook.wait_s > 0.0);
+        Outlook { wait_s: outlook.wait_s * factor, serve_s: outlook.serve_s * factor, ..outlook }
+    }
+
+    /// What is to be compared: of a request whose first token will be seen, at its first turn.
+    fn foreseen(&self, request: &Request, outlook: &Outlook, now: Instant) -> Option<Foreseen> {
+        let first =
+            request.tried.is_empty() && request.preempted == 0 && request.foreseen.is_none();
+        let ttft_s = outlook.ttft_s();
+        (request.watched && first && ttft_s > 0.0).then_some(Foreseen {
+            at: now,
+            ttft_s,
+            waits: outlook.wait_s > 0.0,
+        })
+    }
+
     /// The pace at which room comes free for a model.
     pub(super) fn pace(&self, model: &ModelName) -> Option<&Pace> {
         self.pace.get(model)
@@ -339,46 +398,53 @@ impl<T> Scheduler<T> {
     }
 
     /// The first in this order who can go, or must.
-    fn first_of(&mut self, order: &[Ticket], now: Instant) -> Option<Turn<T>> {
+    fn first_of(&mut self, order: &[Ticket], now: Instant) -> Look<T> {
         for ticket in order {
             let Some(tier) = self.queue.tier_now(*ticket) else { continue };
             let Some(Asking { request, known, .. }) = self.queue.get_mut(*ticket) else { continue };
             let (choice, soonest) =
                 choose(&self.rooms, need(request, tier), known, &self.rules, now);
-            if let Some(late) = estimate::doomed(request, soonest, now) {
-                let gone = self.queue.remove(*ticket)?;
-                return Some(Turn::Late(gone.item.item, late, gone.item.request));
-            }
+            let late = estimate::doomed(request, soonest, now);
             match choice {
+                _ if late.is_some() => {
+                    let Some(gone) = self.queue.remove(*ticket) else { continue };
+                    let Asking { request, item, .. } = gone.item;
+                    return Look::Found(Turn::Late(item, late.unwrap_or_default(), request));
+                }
                 Choice::Here(at, weighed) => {
-                    let gone = self.queue.remove(*ticket)?.item;
-                    return Some(match self.grant(at, &gone.request, tier, weighed, now) {
-                        Some(grant) => Turn::Granted(gone.item, grant, gone.request),
-                        None => Turn::Nobody(gone.item),
+                    let Some(gone) = self.queue.remove(*ticket) else { continue };
+                    let Asking { request, item, .. } = gone.item;
+                    return Look::Found(match self.grant(at, &request, tier, weighed, now) {
+                        Some(grant) => Turn::Granted(item, grant, request),
+                        None => Turn::Nobody(item),
                     });
                 }
                 Choice::Nobody => {
-                    let gone = self.queue.remove(*ticket)?;
-                    return Some(Turn::Nobody(gone.item.item));
+                    let Some(gone) = self.queue.remove(*ticket) else { continue };
+                    return Look::Found(Turn::Nobody(gone.item.item));
                 }
-                Choice::Full if self.rules.preempt_batch && tier < Tier::Batch => {
-                    if let Some((server, progress)) = preempt(&mut self.rooms, need(request, tier))
-                    {
-                        return Some(Turn::Preempt(server, progress));
-                    }
-                }
-                // Who waits for room keeps the others back once half of its time is over, so that small ones do
-                // not pass it for ever. A retried one does not: the servers that it tried are of no use to it.
+                // A retried one keeps nobody back: the servers that it tried are of no use to it.
                 Choice::Full | Choice::Patient if request.tried.is_empty() => {
+                    // Who waits for room keeps the others back once half of its time is over, so that small ones
+                    // do not pass it for ever.
                     let whole = request.due.saturating_duration_since(request.entered);
-                    if now.saturating_duration_since(request.entered) >= whole / 2 {
-                        return None;
+                    let half = now.saturating_duration_since(request.entered) >= whole / 2;
+                    if choice == Choice::Full && self.rules.preempt_batch && tier < Tier::Batch {
+                        let need = need(request, tier);
+                        if let Some((server, progress)) =
+                            preempt(&mut self.rooms, need, &self.rules)
+                        {
+                            return Look::Found(Turn::Preempt(server, progress));
+                        }
+                    }
+                    if half {
+                        return Look::Held;
                     }
                 }
                 Choice::Full | Choice::Patient | Choice::Down | Choice::Cramped => {}
             }
         }
-        None
+        Look::Nobody
     }
 
     fn grant(
@@ -417,6 +483,7 @@ impl<T> Scheduler<T> {
             progress: Arc::clone(&request.progress),
             watched: request.watched,
             preempted: request.preempted,
+            foreseen: request.foreseen,
             first: None,
         };
         room.fit_prefix();

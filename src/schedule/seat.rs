@@ -1,6 +1,6 @@
 //! A running request, as its room remembers it.
 
-use super::{memory::Promise, outputs::Lengths, room::Room, rules::Rules};
+use super::{bias::Foreseen, memory::Promise, outputs::Lengths, room::Room, rules::Rules};
 use crate::{
     ids::{ModelName, TenantId, Tier},
     queue::Ticket,
@@ -119,6 +119,8 @@ pub(super) struct Seat {
     pub watched: bool,
     /// Times that it gave its room to others.
     pub preempted: u32,
+    /// What was foreseen when it came.
+    pub foreseen: Option<Foreseen>,
     /// When its first token came.
     pub first: Option<Instant>,
 }

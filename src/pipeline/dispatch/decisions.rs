@@ -44,7 +44,7 @@ pub struct Decision {
     pub expected_output_tokens: Tokens,
     /// How many blocks of its prompt could be looked up in caches.
     pub prefix_blocks: usize,
-    /// Its deadline, from its arrival; for the first token if `strict`, else for its turn.
+    /// What was left of its deadline when it asked for its turn; for the first token if `strict`, else for the turn.
     pub deadline_s: f64,
     /// The deadline is one for the first token.
     pub strict: bool,

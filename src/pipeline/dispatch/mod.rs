@@ -351,6 +351,14 @@ impl Dispatch {
         })
     }
 
+    /// Whether a server of this model serves others, too.
+    pub fn shares_servers(&self, model: &ModelName) -> bool {
+        let state = self.lock();
+        state.scheduler.rooms.iter().any(|room| {
+            room.models.len() > 1 && room.models.iter().any(|served| served.name == *model)
+        })
+    }
+
     /// Tokens in a block of the cache of this model's servers, as they tell it; the smallest of several.
     pub fn block_tokens(&self, model: &ModelName) -> Option<u32> {
         let state = self.lock();

@@ -74,7 +74,7 @@ pub(super) enum Given {
     /// Its turn.
     Turn(Granted),
     /// It would be too late by now, and when it may come again.
-    Late(Late, Duration),
+    Late(Late, bool, Duration),
     /// Its place went to a tenant who had less, and when it may come again.
     Displaced(Duration),
 }
@@ -165,7 +165,7 @@ impl State {
                 Turn::Late(waiting, late, request) => {
                     let retry = self.retry(&request, now);
                     self.decisions.refused(waiting.decision, Reason::WaitTooLong.as_str(), now);
-                    (waiting, Given::Late(late, retry))
+                    (waiting, Given::Late(late, request.strict, retry))
                 }
                 Turn::Displaced(waiting, request) => {
                     let retry = self.retry(&request, now);
@@ -217,10 +217,17 @@ impl State {
     }
 
     /// What is said to a caller whose deadline cannot be met: now, not after waiting for it.
-    pub(super) fn late(&self, late: &Late, retry: Duration) -> Refusal {
+    pub(super) fn late(late: &Late, strict: bool, retry: Duration) -> Refusal {
+        let Late { ttft_s, left_s, hopeless } = *late;
+        if hopeless {
+            let text = format!(
+                "This prompt alone takes longer than the deadline allows: its first token is expected in {ttft_s:.1} s, and {left_s:.1} s are left. Allow more time, or shorten it."
+            );
+            return Refusal::new(Reason::WaitTooLong, text);
+        }
+        let what = if strict { "The first token" } else { "A turn" };
         let text = format!(
-            "The first token is expected in {:.1} s, later than this request's deadline in {:.1} s. Retry later, or allow more time.",
-            late.ttft_s, late.left_s
+            "{what} is expected in {ttft_s:.1} s, later than this request's deadline in {left_s:.1} s. Retry later, or allow more time."
         );
         Refusal::new(Reason::WaitTooLong, text).retry_after(retry)
     }

@@ -86,7 +86,7 @@ impl Dispatch {
                 // Let go without a word: the last server it could have gone to has left.
                 return match given.map_err(|_| nobody(&ask.request.model))? {
                     Given::Turn(granted) => Ok(self.place(&self.lock(), granted)),
-                    Given::Late(late, retry) => Err(self.lock().late(&late, retry)),
+                    Given::Late(late, strict, retry) => Err(State::late(&late, strict, retry)),
                     Given::Displaced(retry) => Err(State::displaced(retry)),
                 };
             }
@@ -144,8 +144,11 @@ impl State {
             Offer::Nobody => nobody(&ask.request.model),
             Offer::Late(late, outlook) => {
                 self.decisions.foreseen(decision, outlook);
-                let retry = self.retry(&ask.request, now);
-                self.late(&late, retry)
+                let retry = match late.hopeless {
+                    true => Duration::ZERO,
+                    false => self.retry(&ask.request, now),
+                };
+                Self::late(&late, ask.request.strict, retry)
             }
             Offer::Full(full, outlook) => {
                 self.decisions.foreseen(decision, outlook);

@@ -166,6 +166,7 @@ impl Policy for Ours {
             watched: true,
             returned: self.refused.get(request).copied().unwrap_or(false),
             preempted: 0,
+            foreseen: None,
             arrival: None,
             entered: at,
             progress,
