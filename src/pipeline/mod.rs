@@ -39,7 +39,7 @@ use crate::{
 use answer::{Reply, read_body};
 use arc_swap::ArcSwap;
 use bytes::Bytes;
-use count::Counters;
+use count::{Counters, Source};
 use dispatch::{Ask, Dispatch};
 use http::{HeaderMap, Method, Request as HttpRequest, Response};
 use record::{Books, Record};
@@ -225,10 +225,13 @@ impl Broker {
                 output,
                 sequences: studied.sequences(),
                 span: studied.span(counted),
-                blocks: match self.dispatch.shares_servers(&studied.entry.model) {
-                    // Hashes do not tell models apart, and caches do.
-                    true => Blocks::default(),
-                    false => studied.blocks(),
+                // Hashes do not tell models apart, and caches do. Nor are they worth anything where servers count
+                // otherwise than we do.
+                blocks: match counted.source == Source::Exact
+                    && !self.dispatch.shares_servers(&studied.entry.model)
+                {
+                    true => studied.blocks(),
+                    false => Blocks::default(),
                 },
                 tried: Vec::new(),
                 due: asked.unwrap_or_else(|| record.started() + wait_max),
@@ -242,6 +245,7 @@ impl Broker {
                 progress: Arc::default(),
             },
             recalls: 0,
+            decision: None,
         };
         let mut job = studied.job(settings.relay.clone(), settings.limits.clone(), counted);
         job.content_by = asked;

@@ -208,7 +208,7 @@ mod tests {
     async fn a_suspect_server_that_gets_ahead_with_its_requests_is_not_failed_for_its_trials() {
         let broker = broker_of(Arc::new(Mute("a".into())));
         let request = Request::plain("m".into(), "t".into(), Tokens(10), Instant::now());
-        let mut ask = Ask { id: RequestId::fresh(), request, recalls: 0 };
+        let mut ask = Ask { id: RequestId::fresh(), request, recalls: 0, decision: None };
         let placement = broker.dispatch.turn(&mut ask).await.unwrap();
         broker.dispatch.suspect(&"a".into());
         let streams = async {

@@ -65,7 +65,7 @@ impl Urgency {
             return Ok(Self::default());
         };
         let text = |key: &str| {
-            said.get(key).map(|value| match value {
+            said.get(key).filter(|value| !value.is_null()).map(|value| match value {
                 Value::String(text) => text.clone(),
                 other => other.to_string(),
             })
@@ -182,7 +182,9 @@ mod tests {
         let header = Urgency { tier: Some(Tier::Standard), deadline: None };
         assert_eq!(header.or(said).tier, Some(Tier::Standard));
         assert_eq!(header.or(said).deadline, said.deadline);
-        for nothing in [r#"{"order":"berthd"}"#, "null", r#"{"berthd_x":1}"#] {
+        for nothing in
+            [r#"{"order":"berthd"}"#, "null", r#"{"berthd_x":1}"#, r#"{"berthd_tier":null}"#]
+        {
             assert_eq!(body(nothing).unwrap(), Urgency::default(), "{nothing}");
         }
         let wrong = body(r#"{"berthd_tier":"now"}"#).unwrap_err();

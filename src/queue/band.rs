@@ -32,6 +32,11 @@ pub(super) struct Band {
     lines: Vec<Line>,
     by_tenant: HashMap<TenantId, usize>,
     length: usize,
+    /// Prefill and room of all.
+    prefill: Sizes,
+    room: f64,
+    /// Lines in which somebody waits.
+    waiting: Vec<usize>,
     /// The counter of the line that was served last: where newcomers start when nobody waits.
     level: f64,
     /// When requests are lifted, and which, nearly in order; those that left are passed over.
@@ -60,13 +65,8 @@ impl Band {
         self.length == 0
     }
 
-    pub(super) fn all(&self) -> Ahead {
-        let mut all = Ahead { count: self.length, ..Ahead::default() };
-        for line in &self.lines {
-            all.prefill.add_part(&line.prefill, 1.0);
-            all.room += line.room;
-        }
-        all
+    pub(super) const fn all(&self) -> Ahead {
+        Ahead { count: self.length, prefill: self.prefill, room: self.room }
     }
 
     /// Joins the line of its tenant; gives the line's number.
@@ -84,7 +84,10 @@ impl Band {
         if let Some(line) = self.lines.get_mut(at) {
             if line.requests.is_empty() {
                 line.counter = line.counter.max(start);
+                self.waiting.push(at);
             }
+            self.prefill.add(work.prefill_s, 1.0);
+            self.room += work.room.get() as f64;
             line.requests.insert((place.due, place.arrival), ticket);
             line.add(work, 1.0);
         }
@@ -98,10 +101,14 @@ impl Band {
         }
         self.length -= 1;
         line.add(work, -1.0);
+        self.prefill.add(work.prefill_s, -1.0);
+        self.room -= work.room.get() as f64;
         if line.requests.is_empty() {
+            self.waiting.retain(|at| *at != place.line);
             (line.charge, line.prefill, line.room) = (0.0, Sizes::default(), 0.0);
             if self.length == 0 {
                 self.level = self.level.max(line.counter);
+                (self.prefill, self.room) = (Sizes::default(), 0.0);
             }
         }
     }
@@ -170,7 +177,7 @@ impl Band {
             return;
         }
         self.order.clear();
-        let waiting = self.lines.iter().enumerate().filter(|(_, line)| !line.requests.is_empty());
+        let waiting = self.waiting.iter().filter_map(|at| Some((*at, self.lines.get(*at)?)));
         self.order.extend(waiting.map(|(at, line)| (line.counter, at)));
         self.order.sort_unstable_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
         let each = (room / self.order.len()).max(1);
@@ -205,7 +212,8 @@ impl Band {
             None => start,
         };
         let level = counter + charge / weight.max(f64::MIN_POSITIVE);
-        for line in self.lines.iter().filter(|line| line.tenant != *tenant && line.charge > 0.0) {
+        let waiting = self.waiting.iter().filter_map(|at| self.lines.get(*at));
+        for line in waiting.filter(|line| line.tenant != *tenant && line.charge > 0.0) {
             let part = ((level - line.counter) * line.weight / line.charge).clamp(0.0, 1.0);
             ahead.count += (part * line.requests.len() as f64).round() as usize;
             ahead.prefill.add_part(&line.prefill, part);
@@ -252,7 +260,7 @@ impl Band {
 
     /// Where the counter of a newcomer starts.
     fn start(&self) -> f64 {
-        let waiting = self.lines.iter().filter(|line| !line.requests.is_empty());
+        let waiting = self.waiting.iter().filter_map(|at| self.lines.get(*at));
         waiting.map(|line| line.counter).reduce(f64::min).unwrap_or(self.level)
     }
 

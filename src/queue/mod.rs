@@ -284,7 +284,11 @@ impl<T> Queue<T> {
     /// Promises a request that is sent away when it can be done: seconds from now. `servers` do a second of
     /// prefill a second each; what is ahead of it and what others of its urgency bring goes before.
     pub fn promise<U>(&mut self, waiting: &Waiting<U>, servers: f64, now: Instant) -> f64 {
-        let ahead_s = self.ahead(waiting).prefill.total_s();
+        let ahead = self.ahead(waiting);
+        // In the same measure as its own work.
+        let by_room =
+            ahead.room / (waiting.work.room.get() as f64).max(1.0) * waiting.work.prefill_s;
+        let ahead_s = ahead.prefill.total_s().max(by_room);
         let lane = self.lane_or_new(&waiting.model);
         let Some(lane) = self.lanes.get_mut(lane) else { return 1.0 };
         let above = lane.bands.iter().take(waiting.tier as usize);

@@ -90,6 +90,14 @@ impl<T> Slab<T> {
     }
 
     /// All of them, with their tickets.
+    pub fn tickets(&self) -> impl Iterator<Item = (Ticket, &T)> {
+        self.cells.iter().enumerate().filter_map(|(at, (turn, cell))| {
+            let at = u32::try_from(at).unwrap_or(u32::MAX);
+            Some((Ticket { at, turn: *turn }, cell.as_ref()?))
+        })
+    }
+
+    /// The same, to change.
     pub fn iter_mut(&mut self) -> impl Iterator<Item = (Ticket, &mut T)> {
         self.cells.iter_mut().enumerate().filter_map(|(at, (turn, cell))| {
             let at = u32::try_from(at).unwrap_or(u32::MAX);

@@ -60,7 +60,7 @@ pub struct ReplayOptions {
     /// Deal the answers' lengths anew by chance, so that nothing can predict them
     #[arg(long)]
     pub shuffle_outputs: bool,
-    /// Places in the queue of policies that have one
+    /// Places in the queue of berthd and of the other policies that have one; the daemon has 1024 unless configured
     #[arg(long, value_name = "REQUESTS", default_value_t = 1500)]
     pub queue_max: usize,
     /// KV cache of each server, in tokens [default: the profile's]

@@ -42,7 +42,8 @@ pub fn enough(rooms: &[Room], need: Need<'_>) -> Tokens {
 }
 
 /// Chooses a room: of those that take it now the one with the least expected cost, unless one that only owes
-/// prefill costs less still.
+/// prefill costs less still. The second figure is when its first token may come, seconds from now, infinite if
+/// nowhere.
 pub fn choose(
     rooms: &[Room],
     need: Need<'_>,
@@ -50,43 +51,70 @@ pub fn choose(
     rules: &Rules,
     now: Instant,
 ) -> (Choice, f64) {
-    let enough = enough(rooms, need);
-    let mut best: Option<(usize, &Room, Weighed)> = None;
-    let mut owing: Option<f64> = None;
-    let mut soonest = f64::INFINITY;
-    let mut choice = Choice::Nobody;
-    for (index, room) in rooms.iter().enumerate().filter(|(_, room)| room.may_take(need)) {
-        let weighed = room.weigh(need, known, enough, rules, now);
-        if !matches!(weighed.bar, Some(Bar::Down | Bar::Memory | Bar::Small)) {
-            let first_s = weighed.debt_s + PREFILL_MARGIN * weighed.prefill_s + STEP_S;
-            soonest = soonest.min(if room.flow.is_known() { first_s } else { 0.0 });
-        }
-        match weighed.bar {
-            None if best
-                .is_none_or(|(_, other, than)| order((room, weighed), (other, than)).is_lt()) =>
-            {
-                best = Some((index, room, weighed));
+    View { rooms, held: &[], patient: true }.choose(need, known, rules, now)
+}
+
+/// The rooms as one request may see them.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct View<'a> {
+    pub rooms: &'a [Room],
+    /// Rooms that are kept for somebody else.
+    pub held: &'a [bool],
+    /// A server that only owes prefill is worth waiting for.
+    pub patient: bool,
+}
+
+impl View<'_> {
+    /// As [`choose`].
+    pub(super) fn choose(
+        self,
+        need: Need<'_>,
+        known: &mut Known,
+        rules: &Rules,
+        now: Instant,
+    ) -> (Choice, f64) {
+        let enough = enough(self.rooms, need);
+        let mut best: Option<(usize, &Room, Weighed)> = None;
+        let mut owing: Option<f64> = None;
+        let mut soonest = f64::INFINITY;
+        let mut choice = Choice::Nobody;
+        let open = self.rooms.iter().enumerate().filter(|(_, room)| room.may_take(need));
+        for (index, room) in open {
+            let mut weighed = room.weigh(need, known, enough, rules, now);
+            if !matches!(weighed.bar, Some(Bar::Down | Bar::Memory | Bar::Small)) {
+                let first_s = weighed.debt_s + PREFILL_MARGIN * weighed.prefill_s + STEP_S;
+                soonest = soonest.min(if room.flow.is_known() { first_s } else { 0.0 });
+                if self.held.get(index).copied().unwrap_or(false) {
+                    weighed.bar = Some(Bar::Full);
+                }
             }
-            None | Some(Bar::Small) => {}
-            Some(Bar::Down) if choice == Choice::Nobody => choice = Choice::Down,
-            Some(Bar::Down) => {}
-            Some(Bar::Memory) if choice != Choice::Full => choice = Choice::Cramped,
-            Some(Bar::Memory) => {}
-            Some(Bar::Full) => choice = Choice::Full,
-            Some(Bar::Owing) => {
-                choice = Choice::Full;
-                owing = Some(owing.unwrap_or(f64::MAX).min(weighed.cost_s));
+            match weighed.bar {
+                None if best.is_none_or(|(_, other, than)| {
+                    order((room, weighed), (other, than)).is_lt()
+                }) =>
+                {
+                    best = Some((index, room, weighed));
+                }
+                None | Some(Bar::Small) => {}
+                Some(Bar::Down) if choice == Choice::Nobody => choice = Choice::Down,
+                Some(Bar::Down) => {}
+                Some(Bar::Memory) if choice != Choice::Full => choice = Choice::Cramped,
+                Some(Bar::Memory) => {}
+                Some(Bar::Full) => choice = Choice::Full,
+                Some(Bar::Owing) => {
+                    choice = Choice::Full;
+                    owing = Some(owing.unwrap_or(f64::MAX).min(weighed.cost_s));
+                }
             }
         }
+        let waits = |cost_s: f64| self.patient && owing.is_some_and(|owing| owing < cost_s);
+        let choice = match best {
+            Some((_, _, weighed)) if waits(weighed.cost_s) => Choice::Patient,
+            Some((index, _, weighed)) => Choice::Here(index, weighed),
+            None => choice,
+        };
+        (choice, soonest)
     }
-    let choice = match best {
-        Some((_, _, weighed)) if owing.is_some_and(|owing| owing < weighed.cost_s) => {
-            Choice::Patient
-        }
-        Some((index, _, weighed)) => Choice::Here(index, weighed),
-        None => choice,
-    };
-    (choice, soonest)
 }
 
 fn order((a, than): (&Room, Weighed), (b, other): (&Room, Weighed)) -> Ordering {

@@ -140,6 +140,7 @@ impl Learned {
         for product in self.products.as_flattened_mut().iter_mut().chain(&mut self.times) {
             *product *= DOUBTED;
         }
+        self.seen = 0;
     }
 
     /// A prompt of which the first `cached` tokens were taken to be cached was computed in `took_s`, with

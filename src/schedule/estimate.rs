@@ -3,6 +3,7 @@
 use super::{
     choice::{PREFILL_MARGIN, enough},
     request::{Request, need},
+    room::{Bar, Room},
     scheduler::Scheduler,
     seat::Known,
 };
@@ -57,24 +58,22 @@ impl<T> Scheduler<T> {
         let enough = enough(&self.rooms, need);
         let limit_s = self.rules.debt_limit_s(request.tier);
         let (mut servers, mut open, mut known_costs) = (0.0, false, false);
+        let fastest_s = self.fastest_s(request);
         let mut best: Option<(f64, f64)> = None;
         let mut prefill_s = f64::INFINITY;
-        let mut free = 0.0;
+        let mut full = false;
         let mut busy = [0.0; BUSY_MAX];
         let mut seen = 0;
         for room in self.rooms.iter().filter(|room| room.usable && room.may_take(need)) {
             let weighed = room.weigh(need, known, enough, &self.rules, now);
-            servers += room.weight.clamp(0.05, 1.0);
+            servers += self.worth(room, fastest_s, request.input);
             if let Some(place) = busy.get_mut(seen) {
                 *place = (weighed.debt_s - limit_s).max(0.0);
                 seen += 1;
             }
             open |= weighed.bar.is_none();
             prefill_s = prefill_s.min(weighed.prefill_s);
-            let size = room.capacity.kv_tokens.map_or(f64::INFINITY, |kv| kv.get() as f64);
-            if room.has_sequences(need) {
-                free += (size * self.rules.kv_share - room.placed_tokens().get() as f64).max(0.0);
-            }
+            full |= weighed.bar == Some(Bar::Full);
             known_costs |= room.flow.is_known();
             let serve_s = weighed.debt_s.min(limit_s) + weighed.prefill_s;
             if best.is_none_or(|(cost, _)| weighed.cost_s < cost) {
@@ -101,10 +100,10 @@ impl<T> Scheduler<T> {
         } else {
             0.0
         };
-        let lacking = ahead.room + need.tokens.get() as f64 - free;
-        let by_room = if waits && lacking > 0.0 {
-            let pace = self.pace(&request.model);
-            let wait = pace.and_then(|pace| pace.wait(Tokens(lacking as u64), now));
+        // What is free in full rooms is too little for whoever waits: room for all of them must come free.
+        let by_room = if waits && full {
+            let tokens = Tokens((ahead.room + need.tokens.get() as f64) as u64);
+            let wait = self.pace(&request.model).and_then(|pace| pace.wait(tokens, now));
             wait.map_or(0.0, |wait| wait.as_secs_f64())
         } else {
             0.0
@@ -112,6 +111,28 @@ impl<T> Scheduler<T> {
         let by_prefill = if known_costs { by_prefill } else { 0.0 };
         let serve_s = if known_costs { serve_s } else { 0.0 };
         Outlook { wait_s: by_prefill.max(by_room), serve_s, prefill_s, ahead: ahead.count }
+    }
+
+    /// A request's prefill on the fastest server that it may go to, seconds; infinite if there is none.
+    fn fastest_s(&self, request: &Request) -> f64 {
+        let need = request.need();
+        let open = self.rooms.iter().filter(|room| room.usable && room.may_take(need));
+        let prefills = open.map(|room| room.flow.costs().prefill_s(request.input, Tokens::ZERO));
+        prefills.fold(f64::INFINITY, f64::min)
+    }
+
+    /// What a request takes of the servers, seconds of one of them: its prefill, or where room is scarcer, its part of
+    /// the time in which room comes free.
+    fn work_s(&self, request: &Request, prefill_s: f64, servers: f64, now: Instant) -> f64 {
+        let tokens = request.input.plus(request.output);
+        let wait = self.pace(&request.model).and_then(|pace| pace.wait(tokens, now));
+        wait.map_or(prefill_s, |wait| prefill_s.max(wait.as_secs_f64() * servers))
+    }
+
+    /// How much of the fastest server another one is.
+    fn worth(&self, room: &Room, fastest_s: f64, input: Tokens) -> f64 {
+        let own_s = room.flow.costs().prefill_s(input, Tokens::ZERO).max(1e-9);
+        room.weight.clamp(0.05, 1.0) * (fastest_s / own_s).clamp(0.0, 1.0)
     }
 
     /// A request as the queue would hold it.
@@ -136,15 +157,13 @@ impl<T> Scheduler<T> {
     /// When a request that is refused may come again, seconds from now. Room is kept for it then.
     pub fn promise(&mut self, request: &Request, now: Instant) -> f64 {
         let need = need(request, request.tier);
-        let open = self.rooms.iter().filter(|room| room.usable && room.may_take(need));
-        let (mut servers, mut prefill_s) = (0.0, f64::INFINITY);
-        for room in open {
-            servers += room.weight.clamp(0.05, 1.0);
-            prefill_s = prefill_s.min(room.flow.costs().prefill_s(request.input, Tokens::ZERO));
-        }
+        let prefill_s = self.fastest_s(request);
         if !prefill_s.is_finite() {
             return 1.0;
         }
+        let open = self.rooms.iter().filter(|room| room.usable && room.may_take(need));
+        let servers = open.map(|room| self.worth(room, prefill_s, request.input)).sum();
+        let prefill_s = self.work_s(request, prefill_s, servers, now);
         let probe = self.probe(request, prefill_s);
         self.queue.promise(&probe, servers, now)
     }
@@ -154,13 +173,18 @@ impl<T> Scheduler<T> {
         let costs = self.rooms.iter().filter(|room| room.usable).map(|room| room.flow.costs());
         let prefill = costs.map(|costs| costs.prefill_s(request.input, Tokens::ZERO));
         let Some(prefill_s) = prefill.reduce(f64::min) else { return false };
+        let open = self.rooms.iter().filter(|room| room.usable && room.may_take(request.need()));
+        let servers = open.map(|room| self.worth(room, prefill_s, request.input)).sum();
+        let prefill_s = self.work_s(request, prefill_s, servers, now);
         let probe = self.probe(request, prefill_s);
         self.queue.claim(&probe, now)
     }
 
     /// Whether a request with this outlook is better refused.
     pub(super) fn late(&self, request: &Request, outlook: &Outlook, now: Instant) -> Option<Late> {
-        if request.returned {
+        // One at a time is let through to a server that had nothing for long: costs that were learned in a bad hour
+        // would refuse for ever what alone could correct them.
+        if request.returned || may_try(&self.rooms, request, now) {
             return None;
         }
         let left_s = request.due.saturating_duration_since(now).as_secs_f64();
@@ -186,9 +210,25 @@ impl<T> Scheduler<T> {
     }
 }
 
+/// Whether an idle server was not tried for long that a request may go to.
+fn may_try(rooms: &[Room], request: &Request, now: Instant) -> bool {
+    let need = request.need();
+    let mut open = rooms.iter().filter(|room| room.usable && room.may_take(need));
+    open.any(|room| room.requests == 0 && room.flow.is_untried(now))
+}
+
 /// Whether a strict request cannot make its deadline any more, if its first token comes `soonest_s` from now.
-pub(super) fn doomed(request: &Request, soonest_s: f64, now: Instant) -> Option<Late> {
+pub(super) fn doomed(
+    rooms: &[Room],
+    request: &Request,
+    soonest_s: f64,
+    now: Instant,
+) -> Option<Late> {
     let left_s = request.due.saturating_duration_since(now).as_secs_f64();
     let late = request.strict && soonest_s.is_finite() && soonest_s > left_s;
-    late.then_some(Late { ttft_s: soonest_s, left_s, hopeless: false })
+    (late && !may_try(rooms, request, now)).then_some(Late {
+        ttft_s: soonest_s,
+        left_s,
+        hopeless: false,
+    })
 }

@@ -25,6 +25,14 @@ const LOWERS: f64 = 0.1;
 const RAISES: f64 = 0.05;
 /// First tokens after which a server's costs are known.
 const KNOWN: u64 = 8;
+/// Later prompts whose first tokens come before one is taken to be done.
+const PASSED_MAX: u32 = 3;
+/// Without a prompt for this long a server is tried again, whatever is thought of it.
+const UNTRIED: Duration = Duration::from_secs(10);
+/// Corrections with the aim as low as it may be after which that is given up for a while.
+const FLOOR_MAX: u32 = 20;
+/// That while.
+const IN_VAIN: Duration = Duration::from_secs(60);
 /// Least time between two corrections of the aim.
 const CORRECTED_EVERY: Duration = Duration::from_millis(450);
 /// A rest is never longer than so many times the prompt before it.
@@ -53,6 +61,12 @@ pub struct Flow {
     /// The gap between tokens that is aimed at, over the objective.
     aim: f64,
     corrected: Option<Instant>,
+    /// Corrections in a row that found the aim as low as it may be.
+    at_floor: u32,
+    /// Until then the aim stays high: lowering it did not help.
+    in_vain_until: Option<Instant>,
+    /// When a prompt was last handed over.
+    sent_at: Option<Instant>,
 }
 
 /// A prompt on its way to a server.
@@ -74,6 +88,8 @@ pub struct Prompt {
 struct Prefill {
     prompt: Prompt,
     asked_s: f64,
+    /// Later ones whose first token came before its own.
+    passed: u32,
 }
 
 impl Flow {
@@ -90,6 +106,9 @@ impl Flow {
             rests: None,
             aim: 1.0,
             corrected: None,
+            at_floor: 0,
+            in_vain_until: None,
+            sent_at: None,
         }
     }
 
@@ -164,11 +183,12 @@ impl Flow {
             }
             self.behind_s += asked_s;
         }
-        self.line.push_back(Prefill { prompt, asked_s });
+        self.sent_at = Some(now);
+        self.line.push_back(Prefill { prompt, asked_s, passed: 0 });
     }
 
-    /// Its first token came.
-    pub fn first_token(&mut self, seat: u64, rules: &Rules, now: Instant) {
+    /// Its first token came. `others`: some requests are decoding beside it.
+    pub fn first_token(&mut self, seat: u64, others: bool, rules: &Rules, now: Instant) {
         self.pass(now);
         let Some(at) = self.position(seat) else { return };
         let Some(prefill) = self.line.get(at).copied() else { return };
@@ -177,8 +197,45 @@ impl Flow {
             let took = now.saturating_duration_since(begun).as_secs_f64();
             self.learned.observe(prefill.prompt.input, prefill.prompt.cached, took);
         }
-        self.rest_s += prefill.rest_s(self.aim, rules);
+        // A rest is for those who decode meanwhile, and what it should be is known only once costs are.
+        if others && self.is_known() {
+            self.rest_s += prefill.rest_s(self.aim, rules);
+        }
         self.leave(at, now);
+        self.pass_over(at, now);
+    }
+
+    /// Those before it are computed, too, or will not say so for long: once some have passed one, it keeps nobody
+    /// from coming.
+    fn pass_over(&mut self, at: usize, now: Instant) {
+        for prefill in self.line.iter_mut().take(at) {
+            prefill.passed += 1;
+        }
+        while let Some(at) = self.line.iter().position(|prefill| prefill.passed >= PASSED_MAX) {
+            self.leave(at, now);
+        }
+    }
+
+    /// Nothing runs there any more: nobody needs a rest.
+    pub fn idles(&mut self) {
+        self.rest_s = 0.0;
+    }
+
+    /// It was given nothing for so long that what is thought of it may be wrong.
+    pub fn is_untried(&self, now: Instant) -> bool {
+        self.sent_at.is_none_or(|at| now.saturating_duration_since(at) >= UNTRIED)
+    }
+
+    /// Share of a prompt that is computed, as far as time tells, 0.0 to 1.0.
+    pub fn computed(&self, seat: u64, now: Instant) -> f64 {
+        match (self.position(seat), self.line.front(), self.begun) {
+            (None, ..) => 1.0,
+            (Some(0), Some(first), Some(begun)) if first.asked_s > 0.0 => {
+                let passed = now.saturating_duration_since(begun).as_secs_f64();
+                (passed / first.asked_s).clamp(0.0, 1.0)
+            }
+            _ => 0.0,
+        }
     }
 
     /// Whether a prompt is not computed yet, as far as is known.
@@ -204,9 +261,19 @@ impl Flow {
             return;
         }
         self.corrected = Some(now);
+        if self.in_vain_until.is_some_and(|until| now < until) {
+            return;
+        }
         let over = risk / RISK_MAX - 1.0;
         let factor = if over > 0.0 { 1.0 - LOWERS * over.min(1.0) } else { 1.0 + RAISES };
         self.aim = (self.aim * factor).clamp(AIM.0, AIM.1);
+        self.at_floor = if self.aim <= AIM.0 { self.at_floor + 1 } else { 0 };
+        // Here tokens come too slowly whatever prompts do: holding those back helps nobody.
+        if self.at_floor >= FLOOR_MAX {
+            self.at_floor = 0;
+            self.aim = AIM.1;
+            self.in_vain_until = Some(now + IN_VAIN);
+        }
     }
 
     fn position(&self, seat: u64) -> Option<usize> {
@@ -283,7 +350,7 @@ mod tests {
 
     fn flow() -> (Flow, Rules, Instant) {
         let costs = Costs { prompt_s: 0.0, token_s: 1e-3, attention_s: 0.0, ..Costs::default() };
-        let rules = Rules { costs, chunk: Tokens(100), ..Rules::default() };
+        let rules = Rules { costs, costs_known: true, chunk: Tokens(100), ..Rules::default() };
         (Flow::new(&rules), rules, Instant::now())
     }
 
@@ -305,7 +372,7 @@ mod tests {
         assert_eq!(flow.falls_to(1.1, start), Some(after(start, 400)));
         assert_eq!(flow.falls_to(0.2, start), None, "only a first token says so");
         // It came sooner than thought: what was left of it is owed no more.
-        flow.first_token(1, &rules, after(start, 500));
+        flow.first_token(1, true, &rules, after(start, 500));
         assert!((flow.debt_s(after(start, 500)) - 0.5).abs() < 0.1);
         flow.gone(2, after(start, 600));
         assert!(flow.debt_s(after(start, 600)) < 1e-9);
@@ -341,7 +408,7 @@ mod tests {
         // Ten steps of 0.1 s at a gap of 0.05 s with quiet steps of 0.01 s: 12.5 quiet steps make up for it.
         flow.sent(prompt(1, 1000), start);
         let end = after(start, 1000);
-        flow.first_token(1, &rules, end);
+        flow.first_token(1, true, &rules, end);
         assert!((flow.debt_s(end) - 0.125).abs() < 1e-6, "{}", flow.debt_s(end));
         assert!((flow.debt_s(after(end, 100)) - 0.025).abs() < 1e-6);
         assert_eq!(flow.falls_to(0.1, end), Some(after(end, 25)));
@@ -351,13 +418,39 @@ mod tests {
     #[test]
     fn the_aim_falls_while_requests_are_at_risk_and_recovers() {
         let (mut flow, _, start) = flow();
-        for round in 1..100 {
+        for round in 1..20 {
             flow.correct(0.5, after(start, 500 * round));
         }
-        assert!((flow.aim() - 0.3).abs() < 1e-9);
-        for round in 100..300 {
+        assert!((flow.aim() - 0.3).abs() < 1e-9, "{}", flow.aim());
+        for round in 20..300 {
             flow.correct(0.01, after(start, 500 * round));
         }
         assert!((flow.aim() - 4.0).abs() < 1e-9);
+    }
+
+    /// Where tokens always came too slowly, every prompt was followed by a rest that helped nobody, for ever.
+    #[test]
+    fn an_aim_that_cannot_be_reached_is_given_up_for_a_while() {
+        let (mut flow, _, start) = flow();
+        let low = (1..2_000u64).filter(|round| {
+            flow.correct(1.0, after(start, 500 * round));
+            flow.aim() < 1.0
+        });
+        let low = low.count();
+        assert!((200..600).contains(&low), "{low} of 2000 rounds");
+    }
+
+    /// One whose first token a server held back once kept everybody from it.
+    #[test]
+    fn one_that_others_pass_is_taken_to_be_done() {
+        let (mut flow, rules, start) = flow();
+        for seat in 1..=4 {
+            flow.sent(prompt(seat, 100), start);
+        }
+        for seat in 2..=4 {
+            flow.first_token(seat, false, &rules, after(start, 100 * seat));
+        }
+        assert_eq!(flow.waiting(), 0);
+        assert!(flow.debt_s(after(start, 5_000)) < 1e-9, "no rest either, for nobody decodes");
     }
 }

@@ -280,7 +280,9 @@ impl Room {
 
     /// Room is there, by tokens, sequences and memory.
     fn fits(&self, need: Need<'_>, shared: Tokens, rules: &Rules) -> bool {
-        self.has_sequences(need) && self.tokens_fit(need, shared, rules) && self.memory_fits(need)
+        self.has_sequences(need, rules)
+            && self.tokens_fit(need, shared, rules)
+            && self.memory_fits(need)
     }
 
     /// It is full now, and would take a request if another were not there.
@@ -298,8 +300,19 @@ impl Room {
     }
 
     /// It may run as many sequences more.
-    pub(super) fn has_sequences(&self, need: Need<'_>) -> bool {
-        self.placed.saturating_add(self.claim_sequences(need.sequences)) <= self.max_running()
+    pub(super) fn has_sequences(&self, need: Need<'_>, rules: &Rules) -> bool {
+        let placed = self.placed.saturating_add(self.claim_sequences(need.sequences));
+        self.requests == 0 || placed <= self.sequences_for(need.tier, rules)
+    }
+
+    /// Sequences that requests of a tier may take up; the batch tier leaves some.
+    fn sequences_for(&self, tier: Tier, rules: &Rules) -> u32 {
+        let all = self.max_running();
+        let left = (f64::from(all) * (1.0 - rules.batch_leaves)) as u32;
+        match tier {
+            Tier::Batch if rules.batch_leaves > 0.0 => left.clamp(1, all.saturating_sub(1).max(1)),
+            _ => all,
+        }
     }
 
     fn tokens_fit(&self, need: Need<'_>, shared: Tokens, rules: &Rules) -> bool {
@@ -328,7 +341,8 @@ impl Room {
         let cached = cached.min(need.input.less(Tokens(1)));
         let costs = self.flow.costs();
         let prefill_s = costs.prefill_s(need.input, cached);
-        let debt_s = self.flow.debt_s(now);
+        // While nobody knows what work costs there, who has less to do is the better choice.
+        let debt_s = if self.flow.is_known() { self.flow.debt_s(now) } else { 0.0 };
         let harm_s = costs.harm_s(self.placed_tokens())
             + self.stalls_s(need.input.less(cached), prefill_s, rules);
         let weight = self.weight.clamp(WEIGHT_LEAST, 1.0);

@@ -5,7 +5,7 @@
 
 use super::{
     bias::{Bias, Foreseen},
-    choice::{Choice, choose},
+    choice::{Choice, View, choose, enough},
     estimate::{self, Outlook},
     flow::Prompt,
     memory::{self, Card},
@@ -46,7 +46,9 @@ pub struct Scheduler<T> {
     pace: HashMap<ModelName, Pace>,
     /// How far estimates are off.
     bias: Bias,
-    /// Scratch for a look: who is next, and lanes in which one keeps the others back.
+    /// The batch request that is to make way; one at a time.
+    calling: Option<(ServerId, SeatId)>,
+    /// Scratch for a look: who is next, and rooms that somebody waits for whom nobody may pass.
     order: Vec<Ticket>,
     held: Vec<bool>,
     /// Who must make place, to be told at the next turn.
@@ -68,33 +70,25 @@ impl<T> Asking<T> {
     }
 }
 
-/// What a look at some of those who wait found.
-#[expect(clippy::large_enum_variant, reason = "it is looked at once, on the stack")]
-enum Look<T> {
-    Found(Turn<T>),
-    /// Nobody, and one of them keeps those behind it back.
-    Held,
-    Nobody,
-}
-
 /// Finds a batch request that makes way for another: the newest one that has shown nothing, on a server that could
 /// take the other, one at a time a server. It is marked.
-fn preempt(rooms: &mut [Room], need: Need<'_>, rules: &Rules) -> Option<(ServerId, Arc<Progress>)> {
-    for room in rooms.iter_mut().filter(|room| room.usable && room.may_take(need)) {
-        let batch = |seat: &Seat| seat.tier == Tier::Batch;
-        if room.seats.iter().any(|seat| batch(seat) && seat.progress.is_called_back()) {
-            continue;
-        }
-        let makes_way = |seat: &&Seat| {
-            batch(seat)
+fn preempt(
+    rooms: &mut [Room],
+    need: Need<'_>,
+    rules: &Rules,
+) -> Option<(ServerId, SeatId, Arc<Progress>)> {
+    for room in rooms.iter().filter(|room| room.usable && room.may_take(need)) {
+        let makes_way = |seat: &Seat| {
+            seat.tier == Tier::Batch
                 && seat.watched
                 && seat.first.is_none()
                 && seat.preempted < PREEMPTED_MAX
                 && room.fits_without(need, seat, rules)
         };
-        if let Some(seat) = room.seats.iter().rev().find(makes_way) {
+        let able = room.seats.tickets().filter(|(_, seat)| makes_way(seat));
+        if let Some((ticket, seat)) = able.max_by_key(|(_, seat)| seat.placed_at) {
             seat.progress.call_back();
-            return Some((room.id.clone(), Arc::clone(&seat.progress)));
+            return Some((room.id.clone(), SeatId(ticket), Arc::clone(&seat.progress)));
         }
     }
     None
@@ -113,6 +107,7 @@ impl<T> Scheduler<T> {
             bias: Bias::default(),
             order: Vec::new(),
             held: Vec::new(),
+            calling: None,
             displaced: Vec::new(),
         }
     }
@@ -163,7 +158,7 @@ impl<T> Scheduler<T> {
             return Offer::Late(late, outlook);
         }
         if let Choice::Here(at, weighed) = choice
-            && self.queue.is_idle(&request.model)
+            && self.queue.is_empty()
         {
             self.came(&request, outlook.prefill_s, now);
             return match self.grant(at, &request, request.tier, weighed, now) {
@@ -212,14 +207,13 @@ impl<T> Scheduler<T> {
         now: Instant,
     ) -> Option<Turn<T>> {
         held.clear();
-        held.resize(self.queue.lanes(), false);
+        held.resize(self.rooms.len(), false);
         for tier in Tier::ALL {
-            for (lane, held) in held.iter_mut().enumerate().filter(|(_, held)| !**held) {
+            for lane in 0..self.queue.lanes() {
                 self.queue.next(lane, tier, self.rules.look_ahead, order);
-                match self.first_of(order, now) {
-                    Look::Found(turn) => return Some(turn),
-                    Look::Held => *held = true,
-                    Look::Nobody => {}
+                let found = self.first_of(order, held, now);
+                if found.is_some() {
+                    return found;
                 }
             }
         }
@@ -234,7 +228,8 @@ impl<T> Scheduler<T> {
     /// The first token of an answer came.
     pub fn first_token(&mut self, server: &ServerId, seat: SeatId, now: Instant) {
         let Some(room) = self.rooms.iter_mut().find(|room| room.id == *server) else { return };
-        room.flow.first_token(seat.number(), &self.rules, now);
+        let others = room.seats.iter().any(|seat| seat.first.is_some());
+        room.flow.first_token(seat.number(), others, &self.rules, now);
         if let Some(seat) = room.seats.get_mut(seat.0) {
             seat.first = Some(now);
             if let Some(foreseen) = seat.foreseen {
@@ -267,7 +262,11 @@ impl<T> Scheduler<T> {
         room.claimed = room.claimed.less(gone.claim);
         room.placed = room.placed.saturating_sub(gone.sequences);
         room.requests = room.requests.saturating_sub(1);
+        let begun = room.flow.computed(seat.number(), now);
         room.flow.gone(seat.number(), now);
+        if room.requests == 0 {
+            room.flow.idles();
+        }
         if gone.blocks.tokens > 0 {
             room.prefix.unpin(&gone.blocks.hashes, computed);
         }
@@ -278,7 +277,8 @@ impl<T> Scheduler<T> {
         let output = output.unwrap_or_else(|| gone.progress.produced());
         let due = match computed {
             true => gone.charged - weight * (gone.output.get() as f64 - output.get() as f64),
-            false => 0.0,
+            // What was computed of its prompt by then.
+            false => begun * (gone.charged - weight * gone.output.get() as f64).max(0.0),
         };
         self.queue.charge(&gone.model, gone.tier, &gone.tenant, gone.weight, due - gone.charged);
         for model in room.models.iter().map(|served| &served.name) {
@@ -289,6 +289,9 @@ impl<T> Scheduler<T> {
                     None => self.pace.entry(model.clone()).or_default().freed(freed, busy, now),
                 }
             }
+        }
+        if self.calling.as_ref().is_some_and(|(of, called)| of == server && *called == seat) {
+            self.calling = None;
         }
         memory::settle(&mut self.rooms, &self.cards);
     }
@@ -397,54 +400,53 @@ impl<T> Scheduler<T> {
             + self.rules.output_weight * request.output.get() as f64
     }
 
-    /// The first in this order who can go, or must.
-    fn first_of(&mut self, order: &[Ticket], now: Instant) -> Look<T> {
+    /// The first in this order who can go, or must. `held` are rooms that others wait for.
+    fn first_of(&mut self, order: &[Ticket], held: &mut [bool], now: Instant) -> Option<Turn<T>> {
         for ticket in order {
             let Some(tier) = self.queue.tier_now(*ticket) else { continue };
             let Some(Asking { request, known, .. }) = self.queue.get_mut(*ticket) else { continue };
-            let (choice, soonest) =
-                choose(&self.rooms, need(request, tier), known, &self.rules, now);
-            let late = estimate::doomed(request, soonest, now);
+            let whole = request.due.saturating_duration_since(request.entered);
+            let waited = now.saturating_duration_since(request.entered);
+            let (half, patient) = (waited >= whole / 2, waited < whole * 3 / 4);
+            let need = need(request, tier);
+            let view = View { rooms: &self.rooms, held, patient };
+            let (choice, soonest) = view.choose(need, known, &self.rules, now);
+            let late = estimate::doomed(&self.rooms, request, soonest, now);
             match choice {
                 _ if late.is_some() => {
-                    let Some(gone) = self.queue.remove(*ticket) else { continue };
-                    let Asking { request, item, .. } = gone.item;
-                    return Look::Found(Turn::Late(item, late.unwrap_or_default(), request));
+                    let Asking { request, item, .. } = self.queue.remove(*ticket)?.item;
+                    return Some(Turn::Late(item, late.unwrap_or_default(), request));
                 }
                 Choice::Here(at, weighed) => {
-                    let Some(gone) = self.queue.remove(*ticket) else { continue };
-                    let Asking { request, item, .. } = gone.item;
-                    return Look::Found(match self.grant(at, &request, tier, weighed, now) {
+                    let Asking { request, item, .. } = self.queue.remove(*ticket)?.item;
+                    return Some(match self.grant(at, &request, tier, weighed, now) {
                         Some(grant) => Turn::Granted(item, grant, request),
                         None => Turn::Nobody(item),
                     });
                 }
-                Choice::Nobody => {
-                    let Some(gone) = self.queue.remove(*ticket) else { continue };
-                    return Look::Found(Turn::Nobody(gone.item.item));
-                }
+                Choice::Nobody => return Some(Turn::Nobody(self.queue.remove(*ticket)?.item.item)),
                 // A retried one keeps nobody back: the servers that it tried are of no use to it.
-                Choice::Full | Choice::Patient if request.tried.is_empty() => {
-                    // Who waits for room keeps the others back once half of its time is over, so that small ones
-                    // do not pass it for ever.
-                    let whole = request.due.saturating_duration_since(request.entered);
-                    let half = now.saturating_duration_since(request.entered) >= whole / 2;
-                    if choice == Choice::Full && self.rules.preempt_batch && tier < Tier::Batch {
-                        let need = need(request, tier);
-                        if let Some((server, progress)) =
-                            preempt(&mut self.rooms, need, &self.rules)
-                        {
-                            return Look::Found(Turn::Preempt(server, progress));
+                Choice::Full if request.tried.is_empty() => {
+                    // Who waits for room has it kept once half of its time is over, so that small ones do not
+                    // pass it for ever.
+                    if half {
+                        let enough = enough(&self.rooms, need);
+                        for (room, held) in self.rooms.iter().zip(held.iter_mut()) {
+                            *held |= room.usable && room.may_take(need) && room.size() >= enough;
                         }
                     }
-                    if half {
-                        return Look::Held;
+                    if self.rules.preempt_batch && tier < Tier::Batch && self.calling.is_none() {
+                        let called = preempt(&mut self.rooms, need, &self.rules);
+                        if let Some((server, seat, progress)) = called {
+                            self.calling = Some((server.clone(), seat));
+                            return Some(Turn::Preempt(server, progress));
+                        }
                     }
                 }
                 Choice::Full | Choice::Patient | Choice::Down | Choice::Cramped => {}
             }
         }
-        Look::Nobody
+        None
     }
 
     fn grant(
@@ -484,6 +486,7 @@ impl<T> Scheduler<T> {
             watched: request.watched,
             preempted: request.preempted,
             foreseen: request.foreseen,
+            placed_at: now,
             first: None,
         };
         room.fit_prefix();

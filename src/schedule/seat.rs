@@ -121,6 +121,8 @@ pub(super) struct Seat {
     pub preempted: u32,
     /// What was foreseen when it came.
     pub foreseen: Option<Foreseen>,
+    /// When it was placed.
+    pub placed_at: Instant,
     /// When its first token came.
     pub first: Option<Instant>,
 }

@@ -394,7 +394,8 @@ proptest! {
 
 #[test]
 fn batch_work_that_has_shown_nothing_makes_way_where_the_operator_wants_it() {
-    let mut house = House::new(Rules { preempt_batch: true, ..rules() }, &[("a", 1_000, 2)]);
+    let mut house = House::new(Rules { preempt_batch: true, ..rules() }, &[("a", 1_000, 4)]);
+    let _third = house.placed(house.request("c", 100));
     let batch = |house: &House| Request { tier: Tier::Batch, ..house.request("b", 100) };
     let shown = house.placed(batch(&house));
     house.after(100);
@@ -402,6 +403,7 @@ fn batch_work_that_has_shown_nothing_makes_way_where_the_operator_wants_it() {
     let request = batch(&house);
     let called = Arc::clone(&request.progress);
     let hidden = house.placed(request);
+    let _fourth = house.placed(house.request("c", 100));
     house.waits(house.request("a", 100), 1);
     let turn = house.scheduler.next(house.now);
     assert!(matches!(&turn, Some(Turn::Preempt(server, _)) if server.as_str() == "a"), "{turn:?}");
@@ -417,4 +419,121 @@ fn batch_work_that_has_shown_nothing_makes_way_where_the_operator_wants_it() {
     let _running = house.placed(batch(&house));
     house.waits(house.request("a", 100), 1);
     assert!(house.scheduler.next(house.now).is_none());
+}
+
+/// Costs learned in a bad hour once refused every request that had a deadline, for ever: nothing was placed that
+/// could have put them right.
+#[test]
+fn a_server_that_was_slow_for_an_hour_is_tried_again() {
+    let mut house = House::new(rules(), &[("a", 1_000_000, 8)]);
+    let strict = |house: &House| Request {
+        due: house.now + Duration::from_secs(2),
+        strict: true,
+        ..house.request("a", 1_000)
+    };
+    for _ in 0..400 {
+        let grant = house.placed(house.request("a", 1_000));
+        house.after(10_000);
+        house.first_token(&grant);
+        house.end(&grant, 1);
+    }
+    let mut served = 0;
+    for _ in 0..20_000 {
+        house.after(500);
+        if let Offer::Placed(grant, ..) = house.offer(strict(&house), 0) {
+            served += 1;
+            house.after(1_000);
+            house.first_token(&grant);
+            house.end(&grant, 1);
+        }
+    }
+    assert!(served > 5_000, "{served} of 20000");
+}
+
+/// Batch work of one model once passed interactive requests for another on the same server for ever.
+#[test]
+fn tiers_hold_over_models_that_share_a_server() {
+    let mut house = House::new(rules(), &[("a", 1_000, 2)]);
+    let models = ["m", "other"].map(|name| ServedModel::ready(name.into(), None));
+    let capacity = house.scheduler.rooms[0].capacity.clone();
+    house.scheduler.rooms[0].adopt(&models, &capacity);
+    let other = |house: &House| Request {
+        tier: Tier::Batch,
+        model: "other".into(),
+        ..house.request("b", 100)
+    };
+    let first = house.placed(house.request("c", 500));
+    house.after(500);
+    house.first_token(&first);
+    // It waits for room, and a small one of the other model comes by.
+    house.waits(Request { tier: Tier::Interactive, ..house.request("a", 800) }, 1);
+    house.after(301_000);
+    house.waits(other(&house), 2);
+    assert!(house.scheduler.next(house.now).is_none(), "nobody passes one that waited so long");
+    house.end(&first, 1);
+    assert!(matches!(house.scheduler.next(house.now), Some(Turn::Granted(1, ..))));
+}
+
+/// Who hung up before the first token once paid nothing, and so went first again and again.
+#[test]
+fn who_hangs_up_pays_for_what_was_computed() {
+    let mut house = House::new(rules(), &[("a", 100_000, 1)]);
+    let mut turns = [0u32, 0];
+    let mut running = house.placed(house.request("honest", 10));
+    for (tenant, item) in [("leaves", 0), ("leaves", 0), ("honest", 1), ("honest", 1)] {
+        house.waits(house.request(tenant, 2_000), item);
+    }
+    house.end(&running, 1);
+    for _ in 0..40 {
+        let Some(Turn::Granted(item, grant, _)) = house.scheduler.next(house.now) else { panic!() };
+        running = grant;
+        turns[item as usize] += 1;
+        let tenant = if item == 0 { "leaves" } else { "honest" };
+        house.waits(house.request(tenant, 2_000), item);
+        house.after(1_900);
+        if item == 0 {
+            house.scheduler.take_back(&running.server, running.seat, None, house.now);
+        } else {
+            house.after(100);
+            house.first_token(&running);
+            house.end(&running, 1);
+        }
+    }
+    assert!(turns[0].abs_diff(turns[1]) <= 4, "{turns:?}");
+}
+
+/// One large request that only one server can take once kept everybody from the others.
+#[test]
+fn one_that_waits_for_one_server_keeps_nobody_from_the_others() {
+    let mut house = House::new(rules(), &[("large", 10_000, 1), ("small", 1_000, 1)]);
+    let running = house.placed(house.request("a", 5_000));
+    assert_eq!(running.server.as_str(), "large");
+    house.waits(house.request("a", 8_000), 1);
+    house.after(400_000);
+    house.waits(house.request("a", 500), 2);
+    let turn = house.scheduler.next(house.now);
+    assert!(
+        matches!(&turn, Some(Turn::Granted(2, grant, _)) if grant.server.as_str() == "small"),
+        "{turn:?}"
+    );
+    // But nobody takes the large one before it.
+    house.scheduler.rooms[1].usable = false;
+    house.waits(house.request("a", 500), 3);
+    house.end(&running, 1);
+    assert!(matches!(house.scheduler.next(house.now), Some(Turn::Granted(1, ..))));
+}
+
+#[test]
+fn the_batch_tier_leaves_a_sequence_where_there_are_few() {
+    let mut house = House::new(rules(), &[("a", 1_000_000, 4)]);
+    let batch = |house: &House| Request { tier: Tier::Batch, ..house.request("a", 10) };
+    for _ in 0..3 {
+        house.placed(batch(&house));
+    }
+    house.waits(batch(&house), 1);
+    house.waits(Request { tier: Tier::Interactive, ..house.request("a", 10) }, 2);
+    assert!(matches!(house.scheduler.next(house.now), Some(Turn::Granted(2, ..))));
+    // Where there is one only, it may have it.
+    let mut house = House::new(rules(), &[("a", 1_000_000, 1)]);
+    house.placed(batch(&house));
 }

@@ -302,7 +302,7 @@ async fn a_reading_that_is_published_again_proves_nothing_more() {
     let (publish, gpus) = watch::channel(plane(0, 1000, 5000));
     // What it takes before it had any work would be no growth by work.
     let request = Request::plain("m".into(), "a".into(), Tokens(1), start);
-    let mut ask = Ask { id: RequestId::fresh(), request, recalls: 0 };
+    let mut ask = Ask { id: RequestId::fresh(), request, recalls: 0, decision: None };
     let works = broker.dispatch.turn(&mut ask).await.unwrap();
     let story = async {
         let left = || broker.dispatch.servers()[0].memory.unwrap().left_bytes;

@@ -129,13 +129,14 @@ impl Decisions {
     pub(super) fn came(
         &mut self,
         id: &RequestId,
+        known: Option<DecisionId>,
         request: &Request,
         considered: Vec<Considered>,
         now: Instant,
     ) -> DecisionId {
-        // A second turn of the same request stands where its first one does.
-        if let Some(at) = self.ring.iter().rev().take(64).position(|known| known.request == *id) {
-            return DecisionId(self.first + (self.ring.len() - 1 - at) as u64);
+        // A second turn of the same request stands where its first one does, if that is not forgotten.
+        if let Some(known) = known.filter(|known| self.get_mut(*known).is_some()) {
+            return known;
         }
         if self.ring.len() >= KEPT {
             self.ring.pop_front();
@@ -163,6 +164,10 @@ impl Decisions {
     /// What it may expect. That of its first turn stays.
     pub(super) fn foreseen(&mut self, id: DecisionId, outlook: Outlook) {
         let (wait_s, ttft_s, ahead) = (outlook.wait_s, outlook.ttft_s(), outlook.ahead);
+        // Of servers whose costs nobody knows yet, nothing is foreseen.
+        if ttft_s <= 0.0 {
+            return;
+        }
         if let Some(decision) = self.get_mut(id) {
             decision.outlook.get_or_insert(Foreseen { wait_s, ttft_s, ahead });
         }

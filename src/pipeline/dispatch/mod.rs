@@ -15,7 +15,7 @@ mod state;
 mod tests;
 mod turn;
 
-pub use decisions::{Considered, Decision, Foreseen, Verdict};
+pub use decisions::{Considered, Decision, DecisionId, Foreseen, Verdict};
 pub use guard::Placed;
 pub use hang::{Heard, Hung};
 pub use turn::Placement;
@@ -55,6 +55,8 @@ pub struct Ask {
     pub request: Request,
     /// Times that it was taken back from a server that hung.
     pub recalls: u32,
+    /// Where what is decided about it is written down, once it is.
+    pub decision: Option<DecisionId>,
 }
 
 /// Queue, rooms and what is known about servers.

@@ -221,13 +221,17 @@ impl State {
         let Late { ttft_s, left_s, hopeless } = *late;
         if hopeless {
             let text = format!(
-                "This prompt alone takes longer than the deadline allows: its first token is expected in {ttft_s:.1} s, and {left_s:.1} s are left. Allow more time, or shorten it."
+                "This prompt alone takes longer than the deadline allows: its first token is expected in {}, and {} are left. Allow more time, or shorten it.",
+                span(ttft_s),
+                span(left_s)
             );
             return Refusal::new(Reason::WaitTooLong, text);
         }
         let what = if strict { "The first token" } else { "A turn" };
         let text = format!(
-            "{what} is expected in {ttft_s:.1} s, later than this request's deadline in {left_s:.1} s. Retry later, or allow more time."
+            "{what} is expected in {}, later than this request's deadline in {}. Retry later, or allow more time.",
+            span(ttft_s),
+            span(left_s)
         );
         Refusal::new(Reason::WaitTooLong, text).retry_after(retry)
     }
@@ -239,6 +243,11 @@ impl State {
         let retry = self.retry(request, Instant::now());
         Refusal::new(Reason::WaitTooLong, text).retry_after(retry)
     }
+}
+
+/// A time as people read it.
+fn span(seconds: f64) -> String {
+    if seconds < 1.0 { format!("{:.0} ms", seconds * 1000.0) } else { format!("{seconds:.1} s") }
 }
 
 /// A number from 0.0 to 1.0 by chance, to spread those who come again. Not for secrets.

@@ -75,7 +75,7 @@ fn ask(tokens: u64, tier: Tier, tried: &[&str]) -> Ask {
         tried,
         ..Request::plain("m".into(), "t".into(), Tokens(tokens), Instant::now())
     };
-    Ask { id: RequestId::fresh(), request, recalls: 0 }
+    Ask { id: RequestId::fresh(), request, recalls: 0, decision: None }
 }
 
 /// A turn that must come without any waiting.

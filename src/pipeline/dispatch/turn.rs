@@ -127,7 +127,8 @@ impl State {
         *arrival = Some(arrival.unwrap_or_else(|| self.scheduler.queue.arrive()));
         let mut known = Known::default();
         let considered = self.considered(&ask.request, &mut known, now);
-        let decision = self.decisions.came(&ask.id, &ask.request, considered, now);
+        let decision = self.decisions.came(&ask.id, ask.decision, &ask.request, considered, now);
+        ask.decision = Some(decision);
         let (request, waiting) = (ask.request.clone(), Waiting { decision, give });
         let refusal = match self.scheduler.offer(request, known, waiting, again, now) {
             Offer::Placed(grant, _, outlook) => {
