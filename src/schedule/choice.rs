@@ -120,7 +120,10 @@ impl View<'_> {
 fn order((a, than): (&Room, Weighed), (b, other): (&Room, Weighed)) -> Ordering {
     /// Costs nearer than this are equal, seconds: what is estimated is not known to the millisecond.
     const EQUAL_S: f64 = 5e-3;
-    if (than.cost_s - other.cost_s).abs() > EQUAL_S {
+    // While nobody knows what work costs on either, only what is cached there says more than how full they are.
+    let known = a.flow.is_known() || b.flow.is_known();
+    let differ = known || than.cached != other.cached;
+    if differ && (than.cost_s - other.cost_s).abs() > EQUAL_S {
         return than.cost_s.total_cmp(&other.cost_s);
     }
     a.load().total_cmp(&b.load()).then(a.placed_ever.cmp(&b.placed_ever))

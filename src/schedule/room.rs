@@ -372,10 +372,14 @@ impl Room {
 
     /// Share of this server that is taken, by sequences or by tokens, whichever is scarcer: decides between
     /// servers of equal cost.
+    ///
+    /// A weaker server counts as fuller than it is; an idle one is passed over by no more than one sequence of load.
     pub(super) fn load(&self) -> f64 {
+        let weight = self.weight.clamp(WEIGHT_LEAST, 1.0);
         let sequences = f64::from(self.placed) / f64::from(self.max_running().max(1));
         let tokens = self.capacity.kv_tokens.map_or(0.0, |all| self.placed_tokens().share_of(all));
-        sequences.max(tokens)
+        let handicap = (1.0 / weight - 1.0) / f64::from(self.max_running().max(1));
+        sequences.max(tokens) / weight + handicap
     }
 }
 
