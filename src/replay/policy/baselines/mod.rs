@@ -1,6 +1,6 @@
 //! The policies that ours is compared with, each as its authors publish it.
 //!
-//! Each file names its source. All are driven by [`front`]: a chooser names a server for a request, or none for
+//! Each file names its source. All are driven by `front`: a chooser names a server for a request, or none for
 //! now, and then the request waits in one line. What they know of caches is what they sent there themselves.
 //! Given the same requests and the same seed, each decides the same.
 
