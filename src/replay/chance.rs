@@ -23,7 +23,7 @@ pub(super) struct Chance {
 }
 
 /// What one number is from the next.
-const GAMMA: u64 = 0x9e37_79b9_7f4a_7c15;
+pub(in crate::replay) const GAMMA: u64 = 0x9e37_79b9_7f4a_7c15;
 
 // === impl Chance ===
 
@@ -45,7 +45,8 @@ impl Chance {
     }
 }
 
-const fn mix(number: u64) -> u64 {
+/// Spreads a number over all 64 bits: the last step of SplitMix64.
+pub(in crate::replay) const fn mix(number: u64) -> u64 {
     let mut mixed = (number ^ (number >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
     mixed ^ (mixed >> 31)

@@ -40,10 +40,22 @@ pub struct ReplayOptions {
     #[arg(long, value_name = "FACTOR", allow_negative_numbers = true)]
     pub flood: Option<f64>,
     /// How long the flood lasts
-    #[arg(long, value_name = "SECONDS", default_value_t = 60.0, allow_negative_numbers = true)]
+    #[arg(
+        long,
+        value_name = "SECONDS",
+        default_value_t = 60.0,
+        requires = "flood",
+        allow_negative_numbers = true
+    )]
     pub flood_seconds: f64,
     /// When the flood begins, seconds from the first request
-    #[arg(long, value_name = "SECONDS", default_value_t = 60.0, allow_negative_numbers = true)]
+    #[arg(
+        long,
+        value_name = "SECONDS",
+        default_value_t = 60.0,
+        requires = "flood",
+        allow_negative_numbers = true
+    )]
     pub flood_start: f64,
     /// Tier of the trace's own tenants, a flood's victims: interactive, standard or batch
     #[arg(long, value_name = "TIER", default_value = "standard", value_parser = tier)]
@@ -222,5 +234,9 @@ mod tests {
         assert_eq!(told("nowhere"), "nowhere cannot be read");
         assert!(parse("t --tier-victim system").unwrap_err().contains("choose interactive"));
         assert!(parse("t --seed 0").is_err());
+        for alone in ["--flood-seconds 9", "--flood-start 9"] {
+            assert!(parse(&format!("t {alone}")).unwrap_err().contains("--flood <FACTOR>"));
+            assert!(parse(&format!("t --flood 2 {alone}")).is_ok());
+        }
     }
 }

@@ -22,6 +22,7 @@ pub mod prefix;
 mod request;
 mod room;
 mod rules;
+mod running;
 mod scheduler;
 mod seat;
 

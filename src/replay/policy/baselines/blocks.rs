@@ -72,11 +72,13 @@ impl Caches {
         prompt.input.saturating_sub(known).max(1)
     }
 
-    /// The prompt went to a server.
-    pub(super) fn touch(&mut self, server: usize, prompt: &Prompt<'_>) {
+    /// The prompt went to a server. Gives the tokens of it that the server had not.
+    pub(super) fn touch(&mut self, server: usize, prompt: &Prompt<'_>) -> u64 {
+        let uncached = self.uncached(server, prompt);
         if let Some(blocks) = self.servers.get_mut(server) {
             blocks.touch(prompt.blocks, self.blocks_max);
         }
+        uncached
     }
 }
 

@@ -1,5 +1,7 @@
 //! Chance that a seed decides: xorshift (Marsaglia, "Xorshift RNGs", 2003).
 
+use crate::replay::chance;
+
 /// A row of numbers that a seed decides.
 #[derive(Clone, Debug)]
 pub(super) struct Chance {
@@ -42,12 +44,9 @@ impl Chance {
     }
 }
 
-/// Spreads a number over all 64 bits: the last step of SplitMix64 (Steele et al., OOPSLA 2014).
+/// Spreads a number over all 64 bits: a step of SplitMix64.
 pub(super) const fn mix(number: u64) -> u64 {
-    let mut mixed = number.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    mixed ^ (mixed >> 31)
+    chance::mix(number.wrapping_add(chance::GAMMA))
 }
 
 #[cfg(test)]

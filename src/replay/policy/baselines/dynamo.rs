@@ -73,8 +73,7 @@ impl Chooser for Dynamo {
     }
 
     fn placed(&mut self, prompt: &Prompt<'_>, server: usize) -> u64 {
-        let uncached = self.caches.uncached(server, prompt);
-        self.caches.touch(server, prompt);
+        let uncached = self.caches.touch(server, prompt);
         let others = self.others(prompt);
         if let Some(here) = self.servers.get_mut(server) {
             here.others += others;

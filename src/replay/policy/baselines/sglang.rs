@@ -56,9 +56,7 @@ impl Chooser for Sglang {
     }
 
     fn placed(&mut self, prompt: &Prompt<'_>, server: usize) -> u64 {
-        let uncached = self.caches.uncached(server, prompt);
-        self.caches.touch(server, prompt);
-        uncached
+        self.caches.touch(server, prompt)
     }
 }
 
