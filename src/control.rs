@@ -5,7 +5,7 @@
 use crate::{
     ids::{GpuId, ServerId},
     metrics,
-    pipeline::{Broker, models},
+    pipeline::{Broker, dispatch::Decision, models, screening::Verdicted},
     report::{self, Addresses},
     snapshot::GpuPlane,
 };
@@ -18,6 +18,7 @@ use http::{
 use http_body_util::Full;
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::TokioIo;
+use serde::Serialize;
 use std::{
     convert::Infallible,
     future::poll_fn,
@@ -52,6 +53,15 @@ const CLEAR: &str = "/gpus/clear/";
 const EXPLAIN: &str = "/explain";
 /// Decisions that are told where no number is asked for.
 const DECISIONS_SHOWN: usize = 20;
+
+/// What is known of one request.
+#[derive(Serialize)]
+struct Explained {
+    #[serde(flatten)]
+    decision: Option<Decision>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    screening: Option<Verdicted>,
+}
 
 /// A wish to read the configuration anew, with the place for the answer: what changed, or every
 /// problem that kept it from changing anything.
@@ -224,9 +234,14 @@ impl Control {
             return json(&dispatch.decisions(last));
         };
         let request = models::decoded(request);
-        match dispatch.explain(&request) {
-            Some(decision) => json(&decision),
-            None => {
+        let screening = self.broker.books.verdicts.of(&request);
+        match (dispatch.explain(&request), screening) {
+            (Some(decision), screening) => json(&Explained { decision: Some(decision), screening }),
+            // It was refused before it asked for a turn.
+            (None, Some(screening)) => {
+                json(&Explained { decision: None, screening: Some(screening) })
+            }
+            (None, None) => {
                 let id: String = request.chars().take(100).collect();
                 let what = format!(
                     "Nothing is known of request '{id}': it never asked for a turn here, or about 2,000 came after it.\n"
@@ -358,9 +373,8 @@ fn typed(status: StatusCode, media: &'static str, body: Vec<u8>) -> Response<Ful
 mod tests {
     use super::*;
     use crate::{
-        admit::Admission,
         config,
-        pipeline::{Live, auth::Keys, count::Counters, device},
+        pipeline::{Live, count::Counters, device},
     };
     use tokio::{
         io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex},
@@ -371,9 +385,7 @@ mod tests {
 
     fn control() -> (Arc<Control>, mpsc::Receiver<ReloadWish>) {
         let settings = config::parse_text("test", SETTINGS).unwrap().settings;
-        let keys = Keys::new(&settings.tenants);
-        let admission = Admission::new(&settings.tenants, None, Instant::now());
-        let broker = Broker::new(Live { settings, keys, admission, counters: Counters::default() });
+        let broker = Broker::new(Live::new(settings, Counters::default()));
         let (reload, reloads) = mpsc::channel(1);
         let (_, gpus) = watch::channel(Arc::new(GpuPlane::Off));
         let addresses = Addresses { data: "-".into(), admin: "-".into() };

@@ -74,6 +74,16 @@ pub enum Reason {
     ServerRejected,
     /// The answer broke off after its first content.
     AnswerBroken,
+    /// The request's content is against the operator's policy.
+    InputScreened,
+    /// The tenant may not ask for weaker screening.
+    ScreenOverride,
+    /// The request's content could not be checked, and nothing passes unchecked.
+    ScreenUnavailable,
+    /// The answer's content is against the operator's policy.
+    OutputScreened,
+    /// The answer went round in circles or fell apart, and was stopped.
+    OutputDegenerate,
     /// A fault of our own.
     Internal,
 }
@@ -115,6 +125,11 @@ impl Reason {
             Self::ServerBusy => "server_overloaded",
             Self::ServerRejected => "rejected_by_server",
             Self::AnswerBroken => "answer_interrupted",
+            Self::InputScreened => "content_policy_violation",
+            Self::ScreenOverride => "screen_override_not_allowed",
+            Self::ScreenUnavailable => "screening_unavailable",
+            Self::OutputScreened => "content_filter",
+            Self::OutputDegenerate => "output_degenerate",
             Self::Internal => "internal_error",
         }
     }
@@ -128,10 +143,14 @@ impl Reason {
             | Self::NoServer
             | Self::NoGpuMemory
             | Self::Draining
+            | Self::ScreenUnavailable
             | Self::ServerBusy => Class::Shed,
-            Self::ServerFailed | Self::ServerSilent | Self::AnswerBroken | Self::Internal => {
-                Class::Failed
-            }
+            Self::InputScreened | Self::OutputScreened => Class::Screened,
+            Self::ServerFailed
+            | Self::ServerSilent
+            | Self::AnswerBroken
+            | Self::OutputDegenerate
+            | Self::Internal => Class::Failed,
             _ => Class::Invalid,
         }
     }
@@ -150,6 +169,8 @@ pub enum Class {
     Limited,
     /// The node was too loaded.
     Shed,
+    /// The operator's content policy stopped it.
+    Screened,
     /// A server or this daemon failed.
     Failed,
 }
@@ -163,6 +184,7 @@ impl Class {
             Self::Invalid => "invalid",
             Self::Limited => "limited",
             Self::Shed => "shed",
+            Self::Screened => "screened",
             Self::Failed => "failed",
         }
     }

@@ -24,8 +24,10 @@ pub mod holding;
 pub mod ledger;
 pub mod queue;
 pub mod schedule;
+pub mod screen;
 
-// Floor 4: edges: hardware, processes, sockets, model servers.
+// Floor 4: edges: hardware, processes, sockets, model servers, classifiers.
+pub mod classify;
 pub mod gpu;
 pub mod processes;
 pub mod servers;

@@ -20,7 +20,7 @@ pub const REQUEST_ID: &str = "x-request-id";
 pub fn status(refusal: &Refusal) -> StatusCode {
     match refusal.reason {
         Reason::MissingKey | Reason::WrongKey => StatusCode::UNAUTHORIZED,
-        Reason::ModelNotAllowed => StatusCode::FORBIDDEN,
+        Reason::ModelNotAllowed | Reason::ScreenOverride => StatusCode::FORBIDDEN,
         Reason::UnknownModel | Reason::UnknownPath => StatusCode::NOT_FOUND,
         Reason::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
         Reason::BodyTimeout => StatusCode::REQUEST_TIMEOUT,
@@ -34,8 +34,11 @@ pub fn status(refusal: &Refusal) -> StatusCode {
         | Reason::NoServer
         | Reason::NoGpuMemory
         | Reason::ServerBusy
+        | Reason::ScreenUnavailable
         | Reason::Draining => StatusCode::SERVICE_UNAVAILABLE,
-        Reason::ServerFailed | Reason::AnswerBroken => StatusCode::BAD_GATEWAY,
+        Reason::ServerFailed | Reason::AnswerBroken | Reason::OutputDegenerate => {
+            StatusCode::BAD_GATEWAY
+        }
         Reason::ServerSilent => StatusCode::GATEWAY_TIMEOUT,
         Reason::Internal => StatusCode::INTERNAL_SERVER_ERROR,
         Reason::NotCountable => StatusCode::UNPROCESSABLE_ENTITY,
@@ -53,7 +56,10 @@ pub fn status(refusal: &Refusal) -> StatusCode {
         | Reason::BadFraming
         | Reason::ContextTooLong
         | Reason::TemplateRefused
-        | Reason::SpecialToken => StatusCode::BAD_REQUEST,
+        | Reason::SpecialToken
+        // Another try would cost the GPU as much and give as little.
+        | Reason::OutputScreened
+        | Reason::InputScreened => StatusCode::BAD_REQUEST,
     }
 }
 

@@ -7,6 +7,7 @@ pub mod keys;
 pub mod operate;
 pub mod quickstart;
 pub mod replay;
+pub mod screen;
 pub mod serve;
 pub mod simulate;
 pub mod table;
@@ -49,6 +50,10 @@ enum Command {
     Reload(operate::Socket),
     /// Count the input tokens of requests read from standard input.
     Tokens(tokens::Options),
+    /// Screen texts for prompt injection, hidden text and secrets, with the code that the daemon screens with.
+    Screen(screen::ScreenOptions),
+    /// Score answers: unsafe, toxic, refusal, low quality, leaks, secrets, and one quality score.
+    Score(screen::ScoreOptions),
     /// Make an API key, and the digest of it that the configuration holds.
     Key,
     /// Run a simulated model server or simulated GPUs, for tests and capacity planning.
@@ -129,6 +134,8 @@ pub fn run(cli: Cli) -> Result<(), Failure> {
         Command::Undrain(server) => operate::drain(&server, false),
         Command::Reload(socket) => operate::reload(&socket),
         Command::Tokens(options) => tokens::run(&options),
+        Command::Screen(options) => screen::screen(&options),
+        Command::Score(options) => screen::score(&options),
         Command::Key => keys::run(),
         Command::Simulate(options) => simulate::run(options),
         Command::Replay(options) => replay::run(options),

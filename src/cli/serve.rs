@@ -5,6 +5,7 @@ use crate::{
     config::{self, Settings},
     daemon::{Daemon, StartError},
     log,
+    pipeline::screening::read_rules,
     systemd::{Listeners, Notifier},
 };
 use std::{io, path::Path, time::Duration};
@@ -51,6 +52,10 @@ pub fn check(path: &Path) -> Result<(), Failure> {
         text.push_str(&format!("warning: {warning}\n"));
     }
     let settings = &loaded.settings;
+    if let Some(rules) = &settings.screen.rules {
+        let rules = read_rules(rules).map_err(|error| Failure::configuration(error.to_string()))?;
+        text.push_str(&format!("{} screening rules pass their own tests.\n", rules.len()));
+    }
     text.push_str(&format!(
         "{} is valid: {} tenants, {} models, {} servers.\n",
         path.display(),
@@ -129,7 +134,7 @@ pub fn start_failure(error: StartError) -> Failure {
         StartError::Bind { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => {
             Failure::permission(text)
         }
-        StartError::Server(..) => Failure::configuration(text),
+        StartError::Server(..) | StartError::Screening(_) => Failure::configuration(text),
         _ => Failure::internal(text),
     }
 }

@@ -1,7 +1,7 @@
 //! Every default, in one place: the reader takes them from here, and the sample file is tested
 //! against them.
 
-use super::{FoundOnGpu, LogFormat, LogLevel};
+use super::{Action, FoundOnGpu, LogFormat, LogLevel, Watch};
 use crate::{
     ids::Tier,
     units::{Bytes, Tokens},
@@ -169,3 +169,27 @@ pub const REQUESTS_PER_MINUTE: u64 = 0;
 pub const TOKENS_PER_MINUTE: Tokens = Tokens::ZERO;
 /// Output tokens expected of a request that gives no maximum.
 pub const EXPECTED_OUTPUT: Tokens = Tokens(256);
+
+/// Our own classifiers run.
+pub const SCREEN_OWN_MODELS: bool = true;
+/// Threads for each classifier: the host's cores belong to its model servers.
+pub const SCREEN_THREADS: usize = 1;
+/// Texts that wait for a classifier at once.
+pub const SCREEN_WAITING_MAX: usize = 256;
+/// Windows that a classifier runs together.
+pub const SCREEN_BATCH_MAX: usize = 8;
+/// Windows of one text that a classifier looks at: some 12,000 tokens.
+pub const SCREEN_WINDOWS_MAX: usize = 128;
+/// Longest time that screening may add to a request.
+pub const SCREEN_BUDGET: Duration = Duration::from_millis(250);
+/// What is done about texts on their way in: an operator who asks for more has looked at what is measured.
+pub const SCREEN_INPUT: Action = Action::Off;
+/// How answers are watched.
+pub const SCREEN_OUTPUT: Watch = Watch::Off;
+/// Most tokens of an answer that are held back.
+pub const HOLD_TOKENS: u32 = 48;
+/// Longest time that they are.
+pub const HOLD: Duration = Duration::from_millis(500);
+
+/// A tenant may ask for weaker screening of a request.
+pub const SCREEN_OVERRIDE: bool = false;

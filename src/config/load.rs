@@ -2,7 +2,7 @@
 
 use super::{
     Model, Problem, Problems, Server, Settings, Severity, Spot, Tenant, keys, problem, read, rows,
-    sections, servers, source,
+    screen, sections, servers, source,
 };
 use std::path::{Path, PathBuf};
 
@@ -106,6 +106,7 @@ fn read_all(
     let tokens = sections::tokens(&mut root.section("tokens"));
     let gpu = sections::gpu(&mut root.section("gpu"));
     let energy = sections::energy(&mut root.section("energy"));
+    let screen = screen::screen(&mut root.section("screen"), surroundings);
     let threads = sections::threads(&mut root.section("threads"), surroundings.cores);
     let log = sections::log(&mut root.section("log"));
 
@@ -143,6 +144,7 @@ fn read_all(
         tokens,
         gpu,
         energy,
+        screen,
         threads,
         log,
         tenants,

@@ -15,6 +15,7 @@ mod load;
 mod problem;
 mod read;
 mod rows;
+mod screen;
 mod sections;
 mod servers;
 mod source;
@@ -23,6 +24,10 @@ mod tests;
 
 pub use load::{Loaded, load, parse_text};
 pub use problem::{Problem, Problems, Severity, Spot};
+pub use screen::{
+    Action, InputPolicy, OnFailure, OutputPolicy, Screen, ScreenModel, ScreenPolicy, ScreenRuntime,
+    SecondStage, Sensitivity, Task, Watch,
+};
 
 /// Everything the daemon can be told. Immutable; a reload makes a new one.
 #[derive(Clone, Debug, PartialEq)]
@@ -47,6 +52,8 @@ pub struct Settings {
     pub gpu: Gpu,
     /// Prices of energy and GPU time, and how they are split.
     pub energy: Energy,
+    /// How texts are screened and scored.
+    pub screen: Screen,
     /// Threads.
     pub threads: Threads,
     /// Logs.
@@ -331,6 +338,8 @@ pub struct Tenant {
     pub tokens_per_minute: Tokens,
     /// Its share of a tier, relative to the others' there; 1 to 1,000.
     pub weight: u32,
+    /// It may ask for weaker screening of a request than its policy says.
+    pub screen_override: bool,
 }
 
 #[cfg(test)]
@@ -345,6 +354,7 @@ impl Tenant {
             requests_per_minute: 0,
             tokens_per_minute: Tokens::ZERO,
             weight: 1,
+            screen_override: false,
         }
     }
 }

@@ -125,6 +125,7 @@ pub(super) fn tenant(
             0..=RATE_MAX,
         ),
         weight: section.number("weight", defaults::WEIGHT, 1..=1_000),
+        screen_override: section.flag("screen_override", defaults::SCREEN_OVERRIDE),
     }
 }
 

@@ -373,6 +373,9 @@ fn sample_surroundings(root: &Path) -> Surroundings {
     for file in ["config.json", "tokenizer.json", "model.safetensors"] {
         fs::write(root.join("models/demo-chat").join(file), "").unwrap();
     }
+    for file in ["libonnxruntime.so", "screen-rules.toml"] {
+        fs::write(root.join(file), "").unwrap();
+    }
     fs::create_dir_all(root.join("keys")).unwrap();
     fs::write(root.join("keys/team-a"), DIGEST.replace('5', "6")).unwrap();
     fs::create_dir_all(root.join("credentials")).unwrap();

@@ -5,7 +5,7 @@ use crate::{
     admit::Admission,
     config::{self, Place, Settings},
     ids::{ModelName, ServerKind},
-    pipeline::{Live, auth::Keys, count::Counters},
+    pipeline::{Live, auth::Keys, count::Counters, screening::Screening},
     servers::{ModelServer, http::ClientLimits, remote::Remote},
     tokens::locate::{Roots, locate},
 };
@@ -14,12 +14,15 @@ use tokio::time::Instant;
 
 /// Loads what requests need. Reads model folders, so it runs off the async threads.
 pub(super) async fn live(settings: Settings, before: Option<&Live>) -> Result<Live, StartError> {
+    let screened = before.map(|live| Arc::clone(&live.screening));
     let loaded = tokio::task::spawn_blocking(move || {
         let (counters, problems) = Counters::load(&settings);
-        (settings, counters, problems)
+        let screening = Screening::load(&settings.screen, screened.as_deref());
+        (settings, counters, problems, screening)
     });
-    let (settings, counters, problems) =
+    let (settings, counters, problems, screening) =
         loaded.await.map_err(|error| StartError::System(format!("loading models: {error}")))?;
+    let screening = screening.map_err(|error| StartError::Screening(error.to_string()))?;
     for (model, problem) in problems {
         tracing::warn!(
             model = model.as_str(),
@@ -30,7 +33,7 @@ pub(super) async fn live(settings: Settings, before: Option<&Live>) -> Result<Li
     let keys = Keys::new(&settings.tenants);
     let before = before.map(|live| (&live.admission, live.settings.tenants.as_slice()));
     let admission = Admission::new(&settings.tenants, before, Instant::now());
-    Ok(Live { settings, keys, admission, counters })
+    Ok(Live { settings, keys, admission, counters, screening: Arc::new(screening) })
 }
 
 /// Where the files of a model are that nobody configured: in the caches of this host, or where its server

@@ -49,6 +49,9 @@ pub enum StartError {
     /// A server cannot be made.
     #[error("server '{0}': {1}")]
     Server(ServerId, String),
+    /// The rules for screening cannot be used.
+    #[error("screen.rules: {0}")]
+    Screening(String),
     /// The system gave us something unusable.
     #[error("{0}")]
     System(String),

@@ -1,12 +1,14 @@
 //! Prometheus metrics: the request families, the gauges set at each scrape, and the text.
 
 use crate::{
+    config::Action,
     error::{Class, Reason},
     holding::Holdings,
     ids::{ModelName, Tier},
     pipeline::{
         dispatch::ServerView,
         record::Ended,
+        screening::{Answered, Judged, Models, Screened},
         trust::{book::Key, pair::Pair},
     },
     snapshot::GpuPlane,
@@ -68,6 +70,7 @@ mod holding;
 mod hung;
 mod memory;
 mod older;
+mod screen;
 #[cfg(test)]
 mod tests;
 mod turns;
@@ -81,6 +84,7 @@ use faults::Faults;
 use holding::Holding;
 use hung::Hangs;
 use memory::Memory;
+use screen::Screens;
 use turns::Turns;
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -203,6 +207,7 @@ pub struct Metrics {
     turns: Turns,
     holding: Holding,
     faults: Faults,
+    screens: Screens,
     failures: Family<ServerCause, Counter>,
     server_up: Family<ServerLabel, IntGauge>,
     server_usable: Family<ServerLabel, IntGauge>,
@@ -282,6 +287,7 @@ impl Metrics {
             turns: Turns::new(&mut r),
             holding: Holding::new(&mut r),
             faults: Faults::new(&mut r),
+            screens: Screens::new(&mut r),
             failures: family!(r, "server_failures", "Attempts that a server failed, by cause"),
             server_up: family!(r, "server_up", "1 when the server's own health says it is ready"),
             server_usable: family!(
@@ -376,6 +382,21 @@ impl Metrics {
         let result = if ours == theirs { "match" } else { "mismatch" };
         let labels = CountLabels { model: model.to_string(), source, result };
         self.counts.get_or_create(&labels).inc();
+    }
+
+    /// A request was screened; `wished` is what a stricter mode would have done.
+    pub fn screened(&self, screened: &Screened, wished: Action, judged: &[Judged]) {
+        self.screens.input(screened, wished, judged);
+    }
+
+    /// An answer was watched.
+    pub fn answer_watched(&self, model: &ModelName, answered: &Answered) {
+        self.screens.output(model, answered);
+    }
+
+    /// Sets what the classifiers do, for the next page.
+    pub fn set_classifiers(&self, models: &Models) {
+        self.screens.set(models);
     }
 
     /// A server failed an attempt.

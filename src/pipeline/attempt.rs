@@ -10,6 +10,7 @@ use super::{
     flow::Slot,
     record::Record,
     relay::{Fault, Job, Watched, unless_recalled, within},
+    screening::Guard,
     watch::{Step, Watcher},
 };
 use crate::{
@@ -79,6 +80,8 @@ pub struct Attempt<'a> {
     held_bytes: usize,
     /// The body behind `[DONE]`.
     tail: Option<AnswerBody>,
+    /// Watches what the answer says.
+    guard: Option<Guard>,
 }
 
 impl<'a> Attempt<'a> {
@@ -97,6 +100,7 @@ impl<'a> Attempt<'a> {
             held: Vec::new(),
             held_bytes: 0,
             tail: None,
+            guard: job.guard.clone().map(|plan| Guard::new(plan, job.wishes.choices)),
         }
     }
 
@@ -104,6 +108,7 @@ impl<'a> Attempt<'a> {
     pub async fn run(mut self, placement: &Placement) -> Ending {
         let result = self.stream(placement).await;
         self.record.output = self.watcher.output();
+        self.record.watched = self.guard.as_ref().map(Guard::answered);
         match result {
             Ok(()) => {
                 let (usage, from_server) = self.watcher.usage();
@@ -116,6 +121,9 @@ impl<'a> Attempt<'a> {
 
     /// The commit rule: where a second try is allowed, and where it is not.
     fn outcome(&self, mut fault: Fault) -> Ending {
+        if fault.is_stopped() {
+            return Ending::Torn(fault);
+        }
         if !self.watcher.committed {
             return Ending::Again(fault);
         }
@@ -138,7 +146,7 @@ impl<'a> Attempt<'a> {
         let max = usize::try_from(self.job.limits.event_max.get()).unwrap_or(usize::MAX);
         let mut splitter = Splitter::new(max);
         loop {
-            let piece = self.next_piece(&mut body, first, placement).await?;
+            let piece = self.piece(&mut body, first, placement).await?;
             let Some(piece) = piece else { break };
             splitter.push(piece);
             loop {
@@ -167,6 +175,7 @@ impl<'a> Attempt<'a> {
         }
         match self.watcher.end() {
             Ok(last) => {
+                self.let_go().await?;
                 self.give_all(last).await;
                 Ok(())
             }
@@ -183,6 +192,31 @@ impl<'a> Attempt<'a> {
         match self.job.content_by {
             Some(own) if own < by => FirstLimit { by: own, limit, own: true },
             _ => FirstLimit { by, limit, own: false },
+        }
+    }
+
+    /// The next piece of the body. Meanwhile what is held back for too long goes on.
+    async fn piece(
+        &mut self,
+        body: &mut AnswerBody,
+        first: FirstLimit,
+        placement: &Placement,
+    ) -> Result<Option<Bytes>, Fault> {
+        loop {
+            let Some(due) = self.guard.as_ref().and_then(Guard::due) else {
+                return self.next_piece(body, first, placement).await;
+            };
+            // Reading a piece keeps nothing of its own between two polls.
+            let piece = tokio::time::timeout_at(due, self.next_piece(body, first, placement)).await;
+            if let Ok(piece) = piece {
+                return piece;
+            }
+            let Some(guard) = self.guard.as_mut() else { continue };
+            let free =
+                guard.overdue().await.map_err(|stopped| Fault::stopped(stopped.refusal()))?;
+            for raw in free {
+                self.slot.give(raw).await;
+            }
         }
     }
 
@@ -222,14 +256,24 @@ impl<'a> Attempt<'a> {
             Step::Keep => {}
             Step::Pass(raw) if self.watcher.committed => {
                 self.flush().await;
-                self.slot.give(raw).await;
+                match self.guard.as_mut() {
+                    None => self.slot.give(raw).await,
+                    Some(guard) => {
+                        let free = guard.pass(event, raw).await;
+                        for raw in free.map_err(|stopped| Fault::stopped(stopped.refusal()))? {
+                            self.slot.give(raw).await;
+                        }
+                    }
+                }
             }
             Step::Pass(raw) => self.hold(raw)?,
             Step::Cut(last) => {
+                self.let_go().await?;
                 self.give_all(last).await;
                 return Ok(Some(Over::Cut));
             }
             Step::Done(last) => {
+                self.let_go().await?;
                 self.give_all(last).await;
                 return Ok(Some(Over::Done));
             }
@@ -270,6 +314,17 @@ impl<'a> Attempt<'a> {
             ));
         }
         self.held.push(raw);
+        Ok(())
+    }
+
+    /// The answer is whole: what is held back goes on, unless something in it ends the answer.
+    async fn let_go(&mut self) -> Result<(), Fault> {
+        let Some(guard) = self.guard.as_mut() else { return Ok(()) };
+        let free = guard.finish().await.map_err(|stopped| Fault::stopped(stopped.refusal()))?;
+        self.flush().await;
+        for raw in free {
+            self.slot.give(raw).await;
+        }
         Ok(())
     }
 

@@ -52,6 +52,9 @@ pub async fn deliver(broker: &Arc<Broker>, job: Job, ask: Ask, record: Record) -
         fixed.insert("x-berthd-input-tokens", HeaderValue::from(counted.tokens.get()));
         fixed.insert("x-berthd-token-count", HeaderValue::from_static(counted.source.as_str()));
     }
+    if let Some(screened) = &record.screened {
+        screened.head(&mut fixed);
+    }
     if job.stream {
         stream(broker, job, ask, record, fixed).await
     } else {
@@ -75,7 +78,7 @@ async fn whole(
             Ok(placement) => placement,
             Err(refusal) => return refuse_whole(record, &id, last, refusal, fixed),
         };
-        match relay::whole(&job, &placement, &record).await {
+        match relay::whole(&job, &placement, &mut record).await {
             Ok((body, watched)) => {
                 placement.answered(watched.usage.completion);
                 placement.report(Outcome::Answered);

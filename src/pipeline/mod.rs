@@ -1,4 +1,4 @@
-//! What happens to a request, in one straight line: authenticate, parse, count, admit, queue, place,
+//! What happens to a request, in one straight line: authenticate, parse, count, screen, admit, queue, place,
 //! relay, settle.
 
 pub mod alarm;
@@ -16,6 +16,7 @@ pub mod listen;
 pub mod models;
 pub mod record;
 pub mod relay;
+pub mod screening;
 pub mod shapes;
 mod spelling;
 pub mod study;
@@ -44,6 +45,7 @@ use dispatch::{Ask, Dispatch};
 use http::{HeaderMap, Method, Request as HttpRequest, Response};
 use record::{Books, Record};
 use relay::Job;
+use screening::Screening;
 use std::{
     sync::{
         Arc,
@@ -91,6 +93,21 @@ pub struct Live {
     pub admission: Admission,
     /// Token counters.
     pub counters: Counters,
+    /// Classifiers, rules and policies.
+    pub screening: Arc<Screening>,
+}
+
+impl Live {
+    /// What these settings make where there was nothing before, without classifiers and rules.
+    pub fn new(settings: Settings, counters: Counters) -> Self {
+        Self {
+            keys: auth::Keys::new(&settings.tenants),
+            admission: Admission::new(&settings.tenants, None, Instant::now()),
+            screening: Arc::new(Screening::off(&settings.screen)),
+            settings,
+            counters,
+        }
+    }
 }
 
 impl Broker {
@@ -120,6 +137,7 @@ impl Broker {
             .metrics
             .set_caches(caches.map(|(model, counter)| (model, counter.files().cache_use())));
         self.books.metrics.set_holdings(self.devices.holdings());
+        self.books.metrics.set_classifiers(&live.screening.models);
         self.books.metrics.page_with(&waiting, &servers, &self.trust.pairs(), gpus)
     }
 
@@ -150,6 +168,7 @@ impl Broker {
             Ok(Target::Count(what)) => {
                 return self.only_count(what, &id, &head.headers, &mut body).await;
             }
+            Ok(Target::Moderate) => return self.moderate(&id, &head.headers, &mut body).await,
             Err(refusal) => {
                 Record::begin(Arc::clone(&self.books), id.clone(), "none").refused(&refusal);
                 answer::discard(&mut body).await;
@@ -193,11 +212,18 @@ impl Broker {
         let (limits, limit) = (&settings.limits, settings.listen.body_limit);
         let room = answer::body_room(&self.bodies, BODIES_MAX_KIB, headers, limits, limit).await?;
         let body = read_body(body, headers, limits, limit).await?;
-        let studied = self.study(&live, &tenant, route, (body, room)).await?;
+        // The bytes are shared, not copied: what is taken out of a body makes a new one of it.
+        let whole = live.settings.screen.reads_input().then(|| body.clone());
+        let mut studied = self.study(&live, &tenant, route, (body, room)).await?;
         record.model = Some(studied.entry.model.clone());
         let urgency = urgency.or(studied.urgency);
         let tier = urgency.tier_for(&tenant);
         record.tier = Some(tier);
+        // screen: before a server is asked to count, so that none sees what is refused
+        if let Some(body) = &whole {
+            let given = (route, headers, body);
+            studied = self.screen(&live, &tenant, given, studied, record).await?;
+        }
         let counted = self.count(&studied).await?;
         record.counted = Some(counted);
         record.shadow = studied.shadow();
@@ -247,7 +273,9 @@ impl Broker {
             recalls: 0,
             decision: None,
         };
+        let guard = studied.guard(&live, &tenant);
         let mut job = studied.job(settings.relay.clone(), settings.limits.clone(), counted);
+        job.guard = guard;
         job.content_by = asked;
         job.tier = tier;
         Ok((job, ask))
@@ -291,6 +319,7 @@ enum Target {
     Generate(Route),
     Models(Option<String>),
     Count(tokenize::Counting),
+    Moderate,
 }
 
 fn find(method: &Method, path: &str) -> Result<Target, Refusal> {
@@ -299,6 +328,7 @@ fn find(method: &Method, path: &str) -> Result<Target, Refusal> {
         "/v1/completions" => (Target::Generate(Route::Completions), Method::POST),
         "/v1/embeddings" => (Target::Generate(Route::Embeddings), Method::POST),
         "/v1/models" => (Target::Models(None), Method::GET),
+        "/v1/moderations" => (Target::Moderate, Method::POST),
         "/tokenize" => (Target::Count(tokenize::Counting::Tokenize), Method::POST),
         "/v1/messages/count_tokens" => (Target::Count(tokenize::Counting::Messages), Method::POST),
         path => match path.strip_prefix("/v1/models/").filter(|name| !name.is_empty()) {

@@ -4,11 +4,13 @@ use super::{
     count::Counted,
     device::working::{Told, Working},
     dispatch::Decision,
+    screening::{Answered, Screened, Verdicts},
     trust::Shadow,
 };
 use crate::{
     admit::Reservation,
     api::answer::Usage,
+    config::Action,
     energy::{Prices, Spent},
     error::{Class, Reason, Refusal},
     ids::{ModelName, RequestId, ServerId, TenantId, Tier},
@@ -93,6 +95,8 @@ pub struct Books {
     pub ledger: Ledger,
     /// Recent refusals.
     pub recent: Recent,
+    /// Recent verdicts of screening.
+    pub verdicts: Verdicts,
 }
 
 /// The record of a request under way. Dropped before its end is written, it says that the caller left, or
@@ -142,6 +146,10 @@ pub struct Record {
     pub tell_decision: bool,
     /// That, once it is.
     pub decision: Option<Box<Decision>>,
+    /// What came of screening its texts.
+    pub screened: Option<Screened>,
+    /// What came of watching its answer.
+    pub watched: Option<Answered>,
     written: bool,
 }
 
@@ -171,6 +179,8 @@ impl Record {
             prices: Prices::default(),
             tell_decision: false,
             decision: None,
+            screened: None,
+            watched: None,
             written: false,
         }
     }
@@ -269,6 +279,12 @@ impl Record {
             ttft: self.ttft,
             elapsed,
         });
+        if let (Some(model), Some(watched)) = (&self.model, &self.watched) {
+            self.books.metrics.answer_watched(model, watched);
+        }
+        let screened = self.screened.as_ref();
+        let watched = self.watched.as_ref();
+        self.books.verdicts.keep(&self.id, screened, watched);
         // Microseconds are enough, and read better than every binary digit.
         let millis = |time: Duration| time.as_micros() as f64 / 1e3;
         tracing::info!(
@@ -290,6 +306,17 @@ impl Record {
             queue_ms = millis(self.waited),
             ttft_ms = self.ttft.map(millis),
             total_ms = millis(elapsed),
+            screen_action = screened.and_then(|one| one.action).map(Action::as_str),
+            screen_label = screened.and_then(|one| one.label.as_deref()),
+            screen_kind = screened.and_then(|one| one.kind.as_deref()),
+            screen_score = screened.map(|one| one.score),
+            screen_ms = screened.map(|one| millis(one.took)),
+            screen_failure = screened.and_then(|one| one.failure),
+            answer_action = watched.and_then(|one| one.action).map(Action::as_str),
+            answer_label = watched.and_then(|one| one.label.as_deref()),
+            answer_kind = watched.and_then(|one| one.kind.as_deref()),
+            answer_failure = watched.and_then(|one| one.failure),
+            quality = watched.and_then(|one| one.quality),
             "request"
         );
     }

@@ -3,6 +3,7 @@
 use super::{
     dispatch::{Outcome, Placement},
     record::Record,
+    screening::{self, Guard},
     watch::Wishes,
 };
 use crate::{
@@ -14,7 +15,7 @@ use crate::{
 };
 use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, StatusCode, header::CONTENT_TYPE, header::RETRY_AFTER};
-use std::{future::Future, time::Duration};
+use std::{future::Future, sync::Arc, time::Duration};
 use tokio::time::Instant;
 
 /// Why an attempt failed.
@@ -69,6 +70,16 @@ impl Fault {
         let text = "More urgent requests took this one's room. Retry.";
         let refusal = Refusal::new(Reason::ServerBusy, text).retry_after(Duration::from_secs(1));
         Self { cause: PREEMPTED, refusal, outcome: Outcome::Unjudged, last: false, had: true }
+    }
+
+    /// The answer's content ended it. The server did what was asked, and another would do the same.
+    pub(super) fn stopped(refusal: Refusal) -> Self {
+        Self { cause: "stopped", refusal, outcome: Outcome::Answered, last: true, had: true }
+    }
+
+    /// Whether the answer's content ended it.
+    pub(super) fn is_stopped(&self) -> bool {
+        self.cause == "stopped"
     }
 
     /// Whether it gave its room to somebody more urgent.
@@ -126,6 +137,8 @@ pub struct Job {
     pub tier: Tier,
     /// What the watcher must know.
     pub wishes: Wishes,
+    /// How answers are watched for what they say; `None`: nobody does.
+    pub guard: Option<Arc<screening::Plan>>,
 }
 
 impl Job {
@@ -278,7 +291,7 @@ async fn whole_body(
 pub async fn whole(
     job: &Job,
     placement: &Placement,
-    record: &Record,
+    record: &mut Record,
 ) -> Result<(Bytes, Watched), Fault> {
     let limit = job.relay.answer_limit;
     let max = usize::try_from(job.limits.answer_max.get()).unwrap_or(usize::MAX);
@@ -291,8 +304,16 @@ pub async fn whole(
     let body = within(Instant::now() + limit, unless_recalled(placement, work))
         .await
         .unwrap_or_else(|| Err(Fault::silent(limit, "whole answer")))?;
-    super::whole::check(job, body)
-        .map_err(|cause| Fault::failed(cause, "The model server's answer was not an answer."))
+    let checked = super::whole::check(job, body)
+        .map_err(|cause| Fault::failed(cause, "The model server's answer was not an answer."))?;
+    if let Some(plan) = &job.guard {
+        record.output = checked.1.usage.completion;
+        let mut guard = Guard::new(Arc::clone(plan), job.wishes.choices);
+        let watched = guard.whole(&super::whole::texts(&checked.0)).await;
+        record.watched = Some(guard.answered());
+        watched.map_err(|stopped| Fault::stopped(stopped.refusal()))?;
+    }
+    Ok(checked)
 }
 
 fn broken_off(cause: &'static str, job: &Job) -> Fault {

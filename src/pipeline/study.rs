@@ -8,6 +8,7 @@ use super::{
     count::{self, Counted, Counter, Source, Wants},
     may_use,
     relay::Job,
+    screening::Plan,
     spelling,
     trust::Shadow,
     urgency::Urgency,
@@ -15,10 +16,11 @@ use super::{
 };
 use crate::{
     api::{FieldLimits, Request, Route, fields, outgoing, shapes::Weight},
-    config::{self, Tenant},
+    config::{self, Action, Tenant, Watch},
     error::{Reason, Refusal},
     ids::{ModelName, RequestId, Tier},
     schedule::{Blocks, catalog::Entry},
+    screen::{self, Passage, output::leak::Secretive},
     tokens::{Allowance, CountError, PrefixBlocks},
     units::Tokens,
 };
@@ -70,6 +72,12 @@ pub struct Studied {
     pub urgency: Urgency,
     /// It asks for filling in: each server builds that prompt itself, and counts only half of it.
     fills_in: bool,
+    /// Its texts, where they are screened.
+    pub(super) passages: Vec<Passage>,
+    /// What its answers must not repeat, where they are watched.
+    secretive: Option<Arc<Secretive>>,
+    /// The caller asked for JSON.
+    json: bool,
 }
 
 impl Broker {
@@ -206,7 +214,15 @@ impl Broker {
             }
             _ => text_bytes(&request),
         };
+        let policy = live.settings.screen.policy(&tenant.name, &entry.model);
+        let reads = policy.input.mode != Action::Off;
+        let watches = policy.output.watch != Watch::Off && route != Route::Embeddings;
+        let passages = if reads || watches { screen::passages(&request) } else { Vec::new() };
+        let secretive = watches.then(|| live.screening.secretive(&passages));
         Ok(Studied {
+            passages,
+            secretive: secretive.flatten(),
+            json: wants_json(&request),
             route,
             outgoing,
             ids_body,
@@ -295,6 +311,13 @@ fn sure_input(counted: Counted) -> Tokens {
         Source::Estimate => Tokens(counted.tokens.get() / 4),
         Source::Exact | Source::Server => counted.tokens,
     }
+}
+
+/// Whether the answer is to be JSON.
+fn wants_json(request: &Request<'_>) -> bool {
+    let format = fields::object(&request.fields, "response_format").ok().flatten();
+    let kind = format.and_then(|format| fields::text(&format, "type").ok().flatten());
+    kind.is_some_and(|kind| kind.starts_with("json"))
 }
 
 /// Whether a completions request has text behind the gap that it asks to fill.
@@ -438,6 +461,18 @@ impl Studied {
         })
     }
 
+    /// How its answers are watched, where they are.
+    pub(super) fn guard(&self, live: &Live, tenant: &Tenant) -> Option<Arc<Plan>> {
+        let policy = live.settings.screen.policy(&tenant.name, &self.entry.model);
+        let watched = policy.output.watch != Watch::Off && self.route != Route::Embeddings;
+        let plan = || {
+            let screening = Arc::clone(&live.screening);
+            let secretive = self.secretive.clone();
+            Arc::new(Plan::new(screening, policy.output.clone(), secretive, self.json))
+        };
+        watched.then(plan)
+    }
+
     /// What the window leaves for each choice. An estimate of the input may be far too high, and of
     /// several prompts only the sum is known: then it is the whole window.
     fn ceiling(&self, counted: Counted) -> Option<Tokens> {
@@ -471,6 +506,7 @@ impl Studied {
             tier: Tier::Standard,
             limits,
             wishes,
+            guard: None,
         }
     }
 }
@@ -478,7 +514,7 @@ impl Studied {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{admit::Admission, pipeline::auth::Keys, pipeline::count::Counters};
+    use crate::pipeline::count::Counters;
     use http::Response;
     use http_body_util::Full;
     use tokio::time::timeout;
@@ -488,9 +524,7 @@ mod tests {
 
     fn broker() -> Arc<Broker> {
         let settings = config::parse_text("test", SETTINGS).unwrap().settings;
-        let keys = Keys::new(&settings.tenants);
-        let admission = Admission::new(&settings.tenants, None, Instant::now());
-        Broker::new(Live { settings, keys, admission, counters: Counters::default() })
+        Broker::new(Live::new(settings, Counters::default()))
     }
 
     async fn ask(broker: &Arc<Broker>, length: usize) -> Response<super::super::answer::Reply> {

@@ -113,10 +113,9 @@ async fn ask(server: Arc<dyn ModelServer>, model: ModelName) -> Outcome {
 mod tests {
     use super::*;
     use crate::{
-        admit::Admission,
         config,
         ids::RequestId,
-        pipeline::{Live, auth::Keys, count::Counters, dispatch::Ask},
+        pipeline::{Live, count::Counters, dispatch::Ask},
         schedule::Request,
         servers::{Answer, CallError, Later},
         snapshot::{Health, ServedModel, ServerKind, ServerState},
@@ -190,9 +189,7 @@ mod tests {
         let key = "50d858e0985ecc7f60418aaf0cc5ab587f42c2570a884095a9e8ccacd0f6545c";
         let text = format!("[[tenants]]\nname = \"t\"\nkeys_sha256 = [\"{key}\"]\n");
         let settings = config::parse_text("test", &text).unwrap().settings;
-        let keys = Keys::new(&settings.tenants);
-        let admission = Admission::new(&settings.tenants, None, Instant::now());
-        let broker = Broker::new(Live { settings, keys, admission, counters: Counters::default() });
+        let broker = Broker::new(Live::new(settings, Counters::default()));
         let known = ServerState {
             health: Health::Up,
             models: vec![ServedModel::ready("m".into(), None)],

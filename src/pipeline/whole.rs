@@ -3,6 +3,7 @@
 
 use super::{
     relay::{Job, Watched},
+    screening::text_of,
     watch::{COUNTED_MAX_BYTES, count_text, is_over, tokens_of, with_tools},
 };
 use crate::{
@@ -84,6 +85,18 @@ fn generation(
         changes.usage(chunk, usage.json());
     }
     Ok((changes.apply(body), Watched { usage, from_server: said.is_some(), told: told(chunk) }))
+}
+
+/// What the choices of a whole answer say, and why each ended.
+pub(super) fn texts(body: &[u8]) -> Vec<(usize, String, Option<String>)> {
+    let Ok(chunk) = serde_json::from_slice::<Box<Chunk<'_>>>(body) else { return Vec::new() };
+    let choices = chunk.choices.as_deref().unwrap_or_default().iter();
+    let said = choices.map(|choice| {
+        let finish =
+            choice.finish_reason.and_then(|reason| serde_json::from_str(reason.get()).ok());
+        (usize::try_from(choice.index).unwrap_or(usize::MAX), text_of(choice), finish)
+    });
+    said.collect()
 }
 
 /// How long one choice is, by our count.
@@ -271,6 +284,7 @@ mod tests {
             content_by: None,
             tier: crate::ids::Tier::Standard,
             limits: settings.limits,
+            guard: None,
             wishes: Wishes {
                 alias: Some("mine".into()),
                 include_usage: false,

@@ -1,6 +1,7 @@
 //! The status report: everything an operator asks first, as one JSON value with stable names.
 
 pub mod gpus;
+pub mod screening;
 
 pub use gpus::{Gpu, Gpus};
 
@@ -48,6 +49,8 @@ pub struct Status {
     pub servers: Vec<Server>,
     /// The models.
     pub models: Vec<Model>,
+    /// How requests and answers are screened.
+    pub screening: screening::Screens,
     /// Requests waiting, by tier.
     pub queue: BTreeMap<Tier, usize>,
     /// Requests placed on servers.
@@ -240,6 +243,7 @@ pub fn status(broker: &Broker, plane: &GpuPlane, addresses: &Addresses) -> Statu
         running: views.iter().map(|view| view.placed).sum(),
         servers: views.into_iter().map(|view| server(view, &holdings)).collect(),
         models: models.collect(),
+        screening: screening::screens(&live.screening),
         queue: broker.dispatch.waiting(),
         totals: broker
             .books

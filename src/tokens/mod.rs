@@ -10,6 +10,7 @@ use std::{collections::BTreeMap, path::Path, path::PathBuf, sync::Arc};
 
 mod blocks;
 mod content;
+mod encoder;
 mod engine;
 mod files;
 mod forgery;
@@ -43,6 +44,7 @@ mod unspellable;
 mod vocabulary;
 
 pub use blocks::{BlockRule, PrefixBlocks, block_hash};
+pub use encoder::Encoder;
 pub use forgery::{Checked, Spelled};
 pub use memo::{Allowance, CACHE_BYTES, CacheUse};
 pub use profile::Profile;

@@ -9,7 +9,7 @@ use std::{
 };
 
 /// The floor of each top-level module.
-const FLOORS: [(&str, u8); 25] = [
+const FLOORS: [(&str, u8); 27] = [
     ("error", 0),
     ("ids", 0),
     ("units", 0),
@@ -24,6 +24,8 @@ const FLOORS: [(&str, u8); 25] = [
     ("ledger", 3),
     ("queue", 3),
     ("schedule", 3),
+    ("screen", 3),
+    ("classify", 4),
     ("gpu", 4),
     ("processes", 4),
     ("servers", 4),

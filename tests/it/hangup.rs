@@ -1,10 +1,9 @@
 //! Callers who hang up the moment the answer is whole, as OpenAI's own client does on `[DONE]`.
 
 use berthd::{
-    admit::Admission,
     config,
     ids::{ModelName, ServerId},
-    pipeline::{Broker, Live, auth::Keys, count::Counters},
+    pipeline::{Broker, Live, count::Counters},
     servers::{Answer, AnswerBody, Call, CallError, Later, ModelServer, Route},
     snapshot::{Health, ServedModel, ServerKind, ServerState},
     units::Tokens,
@@ -67,9 +66,7 @@ const SETTINGS: &str = "[[tenants]]\nname = \"a\"\nkeys_sha256 = [\"50d858e0985e
 
 fn broker() -> Arc<Broker> {
     let settings = config::parse_text("test", SETTINGS).unwrap().settings;
-    let keys = Keys::new(&settings.tenants);
-    let admission = Admission::new(&settings.tenants, None, Instant::now());
-    let broker = Broker::new(Live { settings, keys, admission, counters: Counters::default() });
+    let broker = Broker::new(Live::new(settings, Counters::default()));
     let id = ServerId::from("lingering");
     let server = Arc::new(Lingering { id: id.clone(), open: Mutex::default() });
     let unknown = ServerState::unknown(id.clone(), ServerKind::OpenAi);

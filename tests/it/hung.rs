@@ -8,11 +8,10 @@ use crate::support::{
     scripted::{Behaviour, Scripted},
 };
 use berthd::{
-    admit::Admission,
     config,
     holding::{Holdings, How, ServerHolding},
     ids::{GpuId, ServerId},
-    pipeline::{Broker, Live, auth::Keys, count::Counters, device::hanging},
+    pipeline::{Broker, Live, count::Counters, device::hanging},
     servers::{Answer, AnswerBody, Call, CallError, Later, ModelServer, Route},
     snapshot::{DriverState, GpuPlane, GpuState, Health, ServedModel, ServerKind, ServerState},
     units::Tokens,
@@ -239,9 +238,7 @@ pub fn broker(server: impl ModelServer + 'static) -> Arc<Broker> {
     let text = "[[tenants]]\nname = \"a\"\nkeys_sha256 = [\"50d858e0985ecc7f60418aaf0cc5ab587f42c2570a884095a9e8ccacd0f6545c\"]\n\
                 [relay]\nfirst_token_limit_s = 3600\n[probe]\nstale_after_s = 86400\n";
     let settings = config::parse_text("test", text).unwrap().settings;
-    let keys = Keys::new(&settings.tenants);
-    let admission = Admission::new(&settings.tenants, None, Instant::now());
-    let broker = Broker::new(Live { settings, keys, admission, counters: Counters::default() });
+    let broker = Broker::new(Live::new(settings, Counters::default()));
     broker.dispatch.join(Arc::new(server), Arc::new(Notify::new()), health());
     broker.devices.hold(holdings(&[("s", "GPU-a")]));
     broker

@@ -49,9 +49,41 @@ pub fn list(decisions: &[Value]) -> String {
     out
 }
 
+/// What screening said of a request and its answer.
+fn screening(value: &Value, out: &mut String) {
+    for (key, what) in [("input", "screened"), ("answer", "answer")] {
+        let Some(said) = value.get(key) else { continue };
+        let action = text(said, "action");
+        let why = match said.get("label").and_then(Value::as_str) {
+            Some(label) => format!("{label} ({})", text(said, "kind")),
+            None => "nothing found".to_owned(),
+        };
+        let _ = write!(out, "{what:<11} {}, {}", sentence(action), sentence(&why));
+        for (key, name) in [("score", "score"), ("quality", "quality")] {
+            if let Some(score) = seconds(said, key) {
+                let _ = write!(out, ", {name} {score:.3}");
+            }
+        }
+        if let Some(failure) = said.get("failure").and_then(Value::as_str) {
+            let _ = write!(out, "; a classifier did not speak: {}", sentence(failure));
+        }
+        out.push('\n');
+    }
+}
+
 /// One decision, whole.
 pub fn one(decision: &Value) -> String {
     let mut out = String::new();
+    if decision.get("verdict").is_none() {
+        let request = decision.pointer("/screening/request").unwrap_or(&Value::Null);
+        let _ = writeln!(
+            out,
+            "{}: it never asked for a turn",
+            sentence(request.as_str().unwrap_or("-"))
+        );
+        screening(decision.get("screening").unwrap_or(&Value::Null), &mut out);
+        return out;
+    }
     let name = |key: &str| sentence(text(decision, key));
     let age = span(seconds(decision, "age_s").unwrap_or(0.0));
     let _ = writeln!(
@@ -93,6 +125,9 @@ pub fn one(decision: &Value) -> String {
             let _ = writeln!(out, "before      {earlier} other turns, which came to nothing");
         }
     }
+    if let Some(said) = decision.get("screening") {
+        screening(said, &mut out);
+    }
     out.push_str("\nSERVERS  as they were when it came; the least cost takes it\n");
     let head = ["SERVER", "COST", "OWED", "PREFILL", "CACHED", "PLACED OF", "TAKES IT"];
     let mut table = Table::new(&head);
@@ -130,6 +165,9 @@ mod tests {
                  "cached_tokens": 640, "placed_tokens": 5000, "kv_tokens": 400000},
                 {"server": "v1", "bar": "full", "cost_s": 0.9, "debt_s": 0.0, "prefill_s": 0.5,
                  "cached_tokens": 0, "placed_tokens": 399000, "kv_tokens": 400000}],
+            "screening": {"request": "req_1",
+                "input": {"action": "flag", "label": "injection", "kind": "model", "score": 0.97},
+                "answer": {"quality": 0.5}},
             "verdict": {"what": "placed", "server": "v0", "why": "least expected cost", "waited_s": 0.3,
                         "waited_for": "others go before it", "earlier": 1}});
         let text = one(&decision);
@@ -141,6 +179,8 @@ mod tests {
             "why there   least expected cost",
             "why so late others go before it",
             "before      1 other turns",
+            "screened    flag, injection (model), score 0.970",
+            "answer      -, nothing found, quality 0.500",
             "640     5000 of 400000    yes",
             "no: full",
         ] {
@@ -149,5 +189,13 @@ mod tests {
         let listed = list(&[decision]);
         assert!(listed.contains("req_1") && listed.contains("placed on v0"), "{listed}");
         assert!(list(&[]).contains("Nothing"));
+    }
+
+    #[test]
+    fn what_was_refused_for_its_content_never_had_a_turn() {
+        let text = one(&json!({"screening": {"request": "req_2",
+            "input": {"action": "refuse", "label": "injection", "kind": "override-en", "score": 0.9}}}));
+        assert!(text.contains("req_2: it never asked for a turn"), "{text}");
+        assert!(text.contains("refuse, injection (override-en)"), "{text}");
     }
 }

@@ -4,6 +4,7 @@ pub mod explain;
 mod gpus;
 #[cfg(test)]
 mod gpus_tests;
+mod screening;
 
 pub use gpus::gpus;
 
@@ -156,6 +157,7 @@ pub fn status(report: &Value) -> String {
     servers(report, &mut out);
     queue(report, &mut out);
     models(report, &mut out);
+    screening::write(report, &mut out);
     totals(report, &mut out);
     refusals(report, &mut out);
     out
@@ -170,6 +172,7 @@ fn troubles(report: &Value) -> Vec<String> {
         trouble.then(line)
     }));
     troubles.extend(list(report, "models").iter().flat_map(miscounted));
+    troubles.extend(screening::troubles(report));
     let usable =
         list(report, "servers").iter().any(|s| s.get("usable") == Some(&Value::Bool(true)));
     if list(report, "servers").is_empty() {

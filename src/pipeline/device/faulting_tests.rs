@@ -2,12 +2,11 @@
 
 use super::faulting;
 use crate::{
-    admit::Admission,
     config,
     fault::Condition,
     holding::{Holdings, ServerHolding},
     ids::{GpuId, ServerId},
-    pipeline::{Broker, Live, auth::Keys, count::Counters, dispatch::ServerView, trial},
+    pipeline::{Broker, Live, count::Counters, dispatch::ServerView, trial},
     servers::{Answer, Call, CallError, Later, ModelServer, Route},
     snapshot::{
         DriverState, EventKind, GpuEvent, GpuPlane, GpuState, Health, ServedModel, ServerKind,
@@ -88,9 +87,7 @@ impl Desk {
              [[servers]]\nname = \"three\"\nkind = \"openai\"\nurl = \"http://127.0.0.1:3\"\n"
         );
         let settings = config::parse_text("test", &text).unwrap().settings;
-        let keys = Keys::new(&settings.tenants);
-        let admission = Admission::new(&settings.tenants, None, Instant::now());
-        let broker = Broker::new(Live { settings, keys, admission, counters: Counters::default() });
+        let broker = Broker::new(Live::new(settings, Counters::default()));
         let calls = Arc::new(AtomicU32::new(0));
         let (plane, planes) = watch::channel(Arc::new(GpuPlane::Off));
         let (events, heard) = mpsc::channel(64);

@@ -187,9 +187,8 @@ fn load(
 mod tests {
     use super::*;
     use crate::{
-        admit::Admission,
         config,
-        pipeline::{auth::Keys, count::Counters},
+        pipeline::count::Counters,
         servers::{Answer, Call, CallError, Later, ModelServer, Route},
         snapshot::{Reported, ServedModel, ServerState},
         units::Tokens,
@@ -226,9 +225,7 @@ mod tests {
         let key = "50d858e0985ecc7f60418aaf0cc5ab587f42c2570a884095a9e8ccacd0f6545c";
         let text = format!("[[tenants]]\nname = \"t\"\nkeys_sha256 = [\"{key}\"]\n{rows}");
         let settings = config::parse_text("test", &text).unwrap().settings;
-        let (keys, now) = (Keys::new(&settings.tenants), Instant::now());
-        let admission = Admission::new(&settings.tenants, None, now);
-        Live { settings, keys, admission, counters: Counters::default() }
+        Live::new(settings, Counters::default())
     }
 
     /// A broker whose server lists `m` and says where its files are.

@@ -76,10 +76,9 @@ impl Probing {
 mod tests {
     use super::*;
     use crate::{
-        admit::Admission,
         config,
         ids::ServerId,
-        pipeline::{Live, auth::Keys, count::Counters, trust::pair::Standing},
+        pipeline::{Live, count::Counters, trust::pair::Standing},
         servers::{Answer, Call, CallError, Later, ModelServer, Route, Told},
         snapshot::{Health, ServedModel, ServerKind, ServerState},
         units::Tokens,
@@ -156,16 +155,14 @@ mod tests {
              [[models]]\nname = \"m\"\nfolder = \"{folder}\"\n"
         );
         let settings = config::parse_text("test", &text).unwrap().settings;
-        let (keys, now) = (Keys::new(&settings.tenants), Instant::now());
-        let admission = Admission::new(&settings.tenants, None, now);
         let (counters, problems) = Counters::load(&settings);
         assert!(problems.is_empty(), "{problems:?}");
-        let broker = Broker::new(Live { settings, keys, admission, counters });
+        let broker = Broker::new(Live::new(settings, counters));
         for name in servers {
             let known = ServerState {
                 health: Health::Up,
                 models: vec![ServedModel::ready("m".into(), None)],
-                read_at: Some(now),
+                read_at: Some(Instant::now()),
                 ..ServerState::unknown((*name).into(), ServerKind::Vllm)
             };
             let server = Counts((*name).into(), Arc::clone(&broker), Arc::clone(shared));

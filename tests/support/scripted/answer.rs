@@ -150,6 +150,7 @@ impl Asked {
             }
             Behaviour::TooLong(n) => self.answer(to, &self.good_of(*n)).await,
             Behaviour::NeverStops => self.endless(to).await,
+            Behaviour::Echo { endless } => self.echo(to, *endless).await,
             Behaviour::SecondAnswer => self.twice(to, &good).await,
             Behaviour::NoDone => self.answer(to, &Bend { done: false, ..good }).await,
             Behaviour::TrickleHeaders => {
@@ -354,6 +355,49 @@ impl Asked {
             sleep(TRICKLE).await;
         }
         Ok(Then::Close)
+    }
+
+    async fn echo(&self, to: &mut OwnedWriteHalf, endless: bool) -> io::Result<Then> {
+        let mut parts = self.prompt.splitn(3, '|');
+        let mut number = || parts.next().and_then(|part| part.parse().ok()).unwrap_or(0_usize);
+        let (letters, bytes) = (number().max(1), number());
+        let text: Vec<char> = parts.next().unwrap_or_default().chars().collect();
+        let pieces: Vec<String> = text.chunks(letters).map(|part| part.iter().collect()).collect();
+        let bend = self.good_of(pieces.len());
+        if !self.stream {
+            let mut body: Value = serde_json::from_str(&self.body(&bend)).unwrap_or_default();
+            let text = pieces.concat();
+            match self.chat {
+                true => body["choices"][0]["message"]["content"] = text.into(),
+                false => body["choices"][0]["text"] = text.into(),
+            }
+            return keep(to.write_all(&response(200, "application/json", &body.to_string())).await);
+        }
+        self.head(to).await?;
+        self.role(to).await?;
+        loop {
+            for piece in &pieces {
+                let event = format!("data: {}\n\n", self.token(piece, None));
+                for part in event.as_bytes().chunks(if bytes == 0 { event.len() } else { bytes }) {
+                    let mut chunk = format!("{:x}\r\n", part.len()).into_bytes();
+                    chunk.extend_from_slice(part);
+                    chunk.extend_from_slice(b"\r\n");
+                    to.write_all(&chunk).await?;
+                }
+                tokio::task::yield_now().await;
+            }
+            if !endless {
+                break;
+            }
+        }
+        self.event(to, &self.token("", Some("stop"))).await?;
+        if let Some(usage) = &bend.usage {
+            let mut chunk = self.chunk(json!([]));
+            chunk["usage"] = usage.clone();
+            self.event(to, &chunk.to_string()).await?;
+        }
+        self.event(to, "[DONE]").await?;
+        keep(to.write_all(b"0\r\n\r\n").await)
     }
 
     async fn twice(&self, to: &mut OwnedWriteHalf, bend: &Bend) -> io::Result<Then> {

@@ -76,6 +76,9 @@ pub enum Behaviour {
     TooLong(usize),
     /// Ignores every limit.
     NeverStops,
+    /// Says what the prompt says behind two numbers, `7|3|text`: pieces of so many letters, an event each; the stream
+    /// comes in chunks of so many bytes, or an event a chunk for 0. Endless: again and again, until the caller leaves.
+    Echo { endless: bool },
     /// A second, unasked response right behind the first.
     SecondAnswer,
     /// A finish reason, but no end mark.

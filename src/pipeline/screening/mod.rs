@@ -1,0 +1,316 @@
+//! Screening: the exact checks and the classifiers joined, on the way in and on the way out.
+
+mod input;
+mod judge;
+mod memo;
+mod moderations;
+mod output;
+mod quality;
+mod recent;
+mod score;
+mod strand;
+
+pub use input::{OVERRIDE, Screened, TELL};
+pub use judge::{Judge, Judged};
+pub(super) use output::text_of;
+pub use output::{Answered, Guard, Plan, Stopped};
+pub use recent::{Verdicted, Verdicts};
+pub use score::Scored;
+
+use crate::{
+    classify::{self, Bars, Library, Model, Pool, Runtime, Spec},
+    config::{Screen, ScreenRuntime, SecondStage, Task},
+    screen::{
+        Inspector, Origin, Passage, Rules,
+        output::leak::{Secretive, WORDS},
+    },
+};
+use memo::{Memo, Prompts};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+/// Failures in a row after which a model rests.
+const FAILURES_MAX: u32 = 5;
+/// How long it rests.
+const REST: Duration = Duration::from_secs(10);
+
+/// Above which probability a label counts where a model does not say it: usual and sure.
+const UNTOLD: Bars = Bars { usual: 0.5, sure: 0.9 };
+
+/// The names of our own models: folders below the models' folder.
+const FIRST: &str = "injection-a";
+const SECOND: &str = "injection-b";
+const OUTPUT: &str = "output";
+
+/// Everything that screens.
+#[derive(Debug)]
+pub struct Screening {
+    /// What the operator said.
+    pub settings: Screen,
+    /// The classifiers.
+    pub models: Arc<Models>,
+    /// The exact checks.
+    pub inspector: Inspector,
+    prompts: Prompts,
+}
+
+/// The classifiers, with their threads. A reload that changes nothing about them keeps them.
+#[derive(Debug, Default)]
+pub struct Models {
+    /// Our first stage for input.
+    pub first: Option<Judge>,
+    /// Our second stage.
+    pub second: Option<Judge>,
+    /// Our model for output.
+    pub output: Option<Judge>,
+    /// Models that the operator brought.
+    pub brought: Vec<Judge>,
+    /// Models that should be here and are not: name and why.
+    pub absent: Vec<(String, String)>,
+    /// ONNX Runtime's file, or why it is not there.
+    pub library: Option<Result<PathBuf, String>>,
+    memo: Memo,
+    made_of: Option<Screen>,
+}
+
+/// Why screening could not be set up. What was before goes on.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct SetupError(String);
+
+impl Screening {
+    /// Sets up what the settings ask for. Models that cannot be loaded are absent, and the policy for failures
+    /// holds; rules that cannot be read are an error. Reads files and runs models: not for async threads.
+    ///
+    /// # Errors
+    /// The rules file is wrong; the text has every problem.
+    pub fn load(settings: &Screen, before: Option<&Self>) -> Result<Self, SetupError> {
+        let rules = match &settings.rules {
+            Some(path) => read_rules(path)?,
+            None => Rules::empty(),
+        };
+        let needed = settings.reads_input() || settings.watches_output();
+        let kept = before.map(|before| &before.models);
+        let models = match kept {
+            Some(models) if models.fits(settings) => Arc::clone(models),
+            _ if !needed => Arc::default(),
+            _ => Arc::new(Models::load(settings)),
+        };
+        Ok(Self {
+            settings: settings.clone(),
+            models,
+            inspector: Inspector::new(rules),
+            prompts: Prompts::default(),
+        })
+    }
+
+    /// Screening with these models and checks.
+    pub fn with(settings: &Screen, models: Models, inspector: Inspector) -> Self {
+        let (models, prompts) = (Arc::new(models), Prompts::default());
+        Self { settings: settings.clone(), models, inspector, prompts }
+    }
+
+    /// What answers to a request must not repeat: its own system prompts, and the operator's canaries. `None` where
+    /// there is nothing. Requests with the same system prompts share it.
+    pub(super) fn secretive(&self, passages: &[Passage]) -> Option<Arc<Secretive>> {
+        let own = passages.iter().filter(|passage| passage.origin == Origin::System);
+        let own: Vec<&str> = own.map(|passage| passage.text.as_str()).collect();
+        if own.is_empty() && self.settings.canaries.is_empty() {
+            return None;
+        }
+        let key = self.prompts.key(&own);
+        if let Some(known) = self.prompts.get(key) {
+            return Some(known);
+        }
+        let fresh = Arc::new(Secretive::new(&own, &self.settings.canaries, WORDS));
+        self.prompts.keep(key, &fresh);
+        Some(fresh)
+    }
+
+    /// Nothing: neither models nor rules.
+    pub fn off(settings: &Screen) -> Self {
+        Self::with(settings, Models::default(), Inspector::new(Rules::empty()))
+    }
+}
+
+/// Reads and checks a file of pattern rules.
+///
+/// # Errors
+/// Every problem in it, as text.
+pub fn read_rules(path: &Path) -> Result<Rules, SetupError> {
+    let failed = |what: String| SetupError(format!("{}: {what}", path.display()));
+    let text = std::fs::read_to_string(path).map_err(|error| failed(error.to_string()))?;
+    let base = path.parent().unwrap_or(Path::new("."));
+    let rules = Rules::parse(&text, base).map_err(|problems| {
+        let lines: Vec<String> = problems.iter().map(ToString::to_string).collect();
+        failed(lines.join("\n"))
+    })?;
+    let failures: Vec<String> = rules.self_test().iter().map(ToString::to_string).collect();
+    if failures.is_empty() { Ok(rules) } else { Err(failed(failures.join("\n"))) }
+}
+
+impl Models {
+    /// Only a first stage.
+    pub fn of(first: Judge) -> Self {
+        Self { first: Some(first), ..Self::default() }
+    }
+
+    /// Whether these are the models that the settings ask for.
+    fn fits(&self, settings: &Screen) -> bool {
+        let same = |made: &Screen| {
+            made.models_folder == settings.models_folder
+                && made.own_models == settings.own_models
+                && made.runtime == settings.runtime
+                && made.onnx_library == settings.onnx_library
+                && made.models == settings.models
+                && (made.threads, made.waiting_max, made.batch_max)
+                    == (settings.threads, settings.waiting_max, settings.batch_max)
+                && made.reads_input() == settings.reads_input()
+                && made.watches_output() == settings.watches_output()
+        };
+        // What was absent may be there now.
+        self.absent.is_empty() && self.made_of.as_ref().is_some_and(same)
+    }
+
+    /// Loads what can be loaded.
+    pub fn load(settings: &Screen) -> Self {
+        let mut models = Self { made_of: Some(settings.clone()), ..Self::default() };
+        let asks_onnx = settings.runtime != ScreenRuntime::Candle
+            || settings.models.iter().any(|model| model.runtime != ScreenRuntime::Candle);
+        let library = match asks_onnx {
+            true => {
+                Library::find(settings.onnx_library.as_deref()).map_err(|error| error.to_string())
+            }
+            false => Err("not asked for".to_owned()),
+        };
+        models.library = asks_onnx.then(|| {
+            library.as_ref().map(|library| library.path().to_owned()).map_err(Clone::clone)
+        });
+        if settings.own_models {
+            models.load_own(settings, &library);
+        }
+        for brought in &settings.models {
+            let spec = Spec {
+                folder: brought.folder.clone(),
+                runtime: runtime(brought.runtime),
+                file: brought.file.clone(),
+                labels: brought.labels.clone(),
+                window_tokens: brought.window_tokens,
+            };
+            if let Some(judge) =
+                models.load_one(&brought.name, brought.task, &spec, settings, &library)
+            {
+                models.brought.push(judge);
+            }
+        }
+        models
+    }
+
+    fn load_own(&mut self, settings: &Screen, library: &Result<Library, String>) {
+        if settings.reads_input() {
+            self.first = self.load_ours(FIRST, Task::Input, settings, library);
+            self.second = self.load_ours(SECOND, Task::Input, settings, library);
+        }
+        if settings.watches_output() {
+            self.output = self.load_ours(OUTPUT, Task::Output, settings, library);
+        }
+    }
+
+    fn load_ours(
+        &mut self,
+        name: &str,
+        task: Task,
+        settings: &Screen,
+        library: &Result<Library, String>,
+    ) -> Option<Judge> {
+        let Some(folder) = settings.models_folder.clone().or_else(own_folder) else {
+            let why = "the models' folder was not found; set screen.models_folder".to_owned();
+            self.absent.push((name.to_owned(), why));
+            return None;
+        };
+        let runtime = runtime(settings.runtime);
+        let spec = Spec { folder: folder.join(name), runtime, ..Spec::default() };
+        self.load_one(name, task, &spec, settings, library)
+    }
+
+    fn load_one(
+        &mut self,
+        name: &str,
+        task: Task,
+        spec: &Spec,
+        settings: &Screen,
+        library: &Result<Library, String>,
+    ) -> Option<Judge> {
+        let library = library.as_ref().map_err(String::as_str);
+        let limits = classify::Limits {
+            threads: settings.threads,
+            waiting_max: settings.waiting_max,
+            batch_max: settings.batch_max,
+            failures_max: FAILURES_MAX,
+            rest: REST,
+        };
+        let loaded =
+            Model::load(spec, library).map_err(|error| error.to_string()).and_then(|model| {
+                let model = Arc::new(model);
+                let pool = Pool::of(&model, name, limits).map_err(|error| error.to_string())?;
+                Ok(Judge::new(name, task, model, pool))
+            });
+        loaded
+            .inspect_err(|why| {
+                tracing::error!(
+                    model = name,
+                    why,
+                    "a classifier is absent; the policy for failures holds"
+                );
+                self.absent.push((name.to_owned(), why.clone()));
+            })
+            .ok()
+    }
+
+    /// The probabilities from which an injection counts: of both stages together where both are here.
+    pub fn bars(&self, stage: SecondStage) -> Bars {
+        let own = |judge: &Judge| judge.model.thresholds().labels.values().next().copied();
+        let both = self.second.as_ref().and(self.first.as_ref());
+        let both = both.and_then(|first| match stage {
+            SecondStage::Never => None,
+            SecondStage::Grey => first.model.thresholds().combined,
+            SecondStage::Always => first.model.thresholds().strict,
+        });
+        let one = || self.first.as_ref().or(self.second.as_ref()).and_then(own);
+        both.or_else(one).unwrap_or(UNTOLD)
+    }
+
+    /// The same for a label of the operator's models.
+    pub fn bars_of(&self, label: &str) -> Bars {
+        let of = |judge: &Judge| judge.model.thresholds().labels.get(label).copied();
+        self.brought.iter().find_map(of).unwrap_or(UNTOLD)
+    }
+
+    /// All of them.
+    pub fn all(&self) -> impl Iterator<Item = &Judge> {
+        [&self.first, &self.second, &self.output].into_iter().flatten().chain(&self.brought)
+    }
+}
+
+fn runtime(asked: ScreenRuntime) -> Runtime {
+    match asked {
+        ScreenRuntime::Auto => Runtime::Auto,
+        ScreenRuntime::Candle => Runtime::Candle,
+        ScreenRuntime::Onnx => Runtime::Onnx,
+    }
+}
+
+/// Where our own models are: beside the program (a build's folder, an unpacked package), or where packages put
+/// them.
+pub fn own_folder() -> Option<PathBuf> {
+    const HERE: &str = "models";
+    let mut places = Vec::new();
+    if let Ok(program) = std::env::current_exe() {
+        places.extend(program.ancestors().skip(1).take(4).map(|folder| folder.join(HERE)));
+    }
+    places.push(PathBuf::from("/usr/share/berthd").join(HERE));
+    places.into_iter().find(|place| place.join(FIRST).join("config.json").is_file())
+}

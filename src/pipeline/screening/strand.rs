@@ -1,0 +1,255 @@
+//! One choice of an answer while it comes: the exact checks, and the window that a classifier sees.
+
+use super::{Plan, output::Found};
+use crate::{
+    classify::{Asked, Failure, strongest},
+    screen::{
+        PERSONAL, SECRET,
+        output::{
+            degenerate::{Degeneration, Facts, Kind, Limits, Watch},
+            leak::{How, Leak},
+            quality::{FormatCheck, Wanted, format_of},
+        },
+        secrets::{self, Class, Finder, Stream},
+    },
+};
+use tokio::time::Instant;
+
+/// The label of a system prompt or canary in an answer.
+pub(super) const LEAK: &str = "leak";
+/// The label of an answer that goes round in circles or falls apart.
+pub(super) const DEGENERATE: &str = "degenerate";
+
+/// Bytes of an answer's end that are kept for the classifier: more than its window in any script.
+const RECENT_MAX_BYTES: usize = 1536;
+/// The first look comes after so many bytes: most refusals show by then.
+const FIRST_STEP_BYTES: usize = 64;
+/// New bytes between two looks: about a third of a window.
+const STEP_BYTES: usize = 192;
+/// Longest answer whose JSON is checked.
+const JSON_MAX_BYTES: usize = 1 << 20;
+/// Windows at the end of the text that one look covers.
+const WINDOWS_MAX: usize = 4;
+
+fn of_secret(secret: &secrets::Found) -> Found {
+    let label = match secret.kind.class() {
+        Class::Secret => SECRET,
+        Class::Personal => PERSONAL,
+    };
+    Found::new(label, secret.kind.as_str(), 1.0)
+}
+
+/// The form of a leak in records.
+const fn name(how: How) -> &'static str {
+    match how {
+        How::Plain => "plain",
+        How::Leet => "leet",
+        How::Rot13 => "rot13",
+        How::Reversed => "reversed",
+        How::Base64 => "base64",
+        How::Hex => "hex",
+    }
+}
+
+/// How an answer fell apart, in records.
+const fn ending(kind: Kind) -> &'static str {
+    match kind {
+        Kind::Loop => "loop",
+        Kind::Gibberish => "gibberish",
+        Kind::ControlTokens => "control_tokens",
+        Kind::Replacement => "replacement",
+        Kind::Endless => "endless",
+    }
+}
+
+/// What is known of one choice.
+pub(super) struct Strand {
+    /// Bytes of text so far.
+    pub bytes: usize,
+    recent: String,
+    leak: Option<Leak>,
+    /// `None` once the choice has ended.
+    secrets: Option<Stream>,
+    watch: Watch,
+    degeneration: Option<Degeneration>,
+    /// Text up to here was shown to the classifier.
+    shown: usize,
+    /// Text up to here was judged, or needs no judging.
+    pub judged: usize,
+    pending: Option<(usize, Asked)>,
+    /// The strongest score of each label of our output model.
+    pub heads: Vec<f32>,
+    /// Why there is no score.
+    pub failure: Option<Failure>,
+    /// Why the choice ended, as the server says it.
+    pub finish: Option<String>,
+    /// All of the text, where it must be JSON and is not longer than anybody's JSON.
+    whole: Option<String>,
+}
+
+impl Strand {
+    pub(super) fn new(plan: &Plan) -> Self {
+        Self {
+            bytes: 0,
+            recent: String::new(),
+            leak: plan.secretive.clone().map(Leak::new),
+            secrets: Some(Stream::new(Finder::shared())),
+            watch: Watch::new(Limits::default()),
+            degeneration: None,
+            shown: 0,
+            judged: 0,
+            pending: None,
+            heads: Vec::new(),
+            failure: None,
+            finish: None,
+            whole: plan.json.then(String::new),
+        }
+    }
+
+    /// Takes new text through the exact checks.
+    pub(super) fn push(&mut self, text: &str) -> Vec<Found> {
+        let mut found = Vec::new();
+        self.bytes += text.len();
+        self.recent.push_str(text);
+        if let Some(whole) = &mut self.whole {
+            whole.push_str(text);
+            self.whole.take_if(|whole| whole.len() > JSON_MAX_BYTES);
+        }
+        if self.recent.len() > 2 * RECENT_MAX_BYTES {
+            let mut from = self.recent.len() - RECENT_MAX_BYTES;
+            while !self.recent.is_char_boundary(from) {
+                from += 1;
+            }
+            self.recent.drain(..from);
+        }
+        if let Some(leak) = self.leak.as_mut().and_then(|leak| leak.push(text)) {
+            found.push(Found::new(LEAK, name(leak.how), 1.0));
+        }
+        let secrets = self.secrets.as_mut().map(|secrets| secrets.push(text));
+        found.extend(secrets.unwrap_or_default().iter().map(of_secret));
+        if let Some(degeneration) = self.watch.push(text)
+            && self.degeneration.is_none()
+        {
+            found.push(Found::new(DEGENERATE, ending(degeneration.kind), 1.0));
+            self.degeneration = Some(degeneration);
+        }
+        found
+    }
+
+    /// The choice has ended: what only its end makes certain.
+    pub(super) fn end(&mut self) -> Vec<Found> {
+        let secrets = self.secrets.take().map(Stream::finish);
+        secrets.unwrap_or_default().iter().map(of_secret).collect()
+    }
+
+    /// The end of the text that may be the beginning of something, in bytes.
+    pub(super) fn unsure(&self) -> usize {
+        let leak = self.leak.as_ref().map_or(0, Leak::held);
+        leak.max(self.secrets.as_ref().map_or(0, Stream::held))
+    }
+
+    /// Shows the classifier what is new, if there is enough of it or `now`.
+    pub(super) fn show(&mut self, plan: &Plan, now: bool) {
+        let step = if self.shown == 0 { FIRST_STEP_BYTES } else { plan.step_bytes.min(STEP_BYTES) };
+        let new = self.bytes - self.shown;
+        if self.pending.is_some() || new == 0 || !(now || new >= step) {
+            return;
+        }
+        let Some(judge) = plan.output() else {
+            self.judged = self.bytes;
+            return;
+        };
+        // A look covers all that is new and a window before it, so that nothing falls between two looks.
+        let reach = (new + RECENT_MAX_BYTES / 3).min(self.recent.len());
+        let mut from = self.recent.len() - reach;
+        while !self.recent.is_char_boundary(from) {
+            from += 1;
+        }
+        let text = self.recent.get(from..).unwrap_or_default();
+        match judge.ask(&[text], WINDOWS_MAX) {
+            Ok((asked, _)) => {
+                self.pending = Some((self.bytes, asked));
+                self.shown = self.bytes;
+            }
+            Err(failure) => self.fail(failure),
+        }
+    }
+
+    /// What could not be judged goes by the policy for failures.
+    fn fail(&mut self, failure: Failure) {
+        self.failure = Some(failure);
+        (self.shown, self.judged) = (self.bytes, self.bytes);
+    }
+
+    /// Takes the classifier's word, if it is here.
+    pub(super) fn hear(&mut self, plan: &Plan) -> Vec<Found> {
+        let Some((end, asked)) = &mut self.pending else { return Vec::new() };
+        let end = *end;
+        match asked.try_rows() {
+            None => Vec::new(),
+            Some(said) => {
+                self.pending = None;
+                self.take(plan, end, said)
+            }
+        }
+    }
+
+    /// Waits for the classifier's word until then. Dropping the future loses no word.
+    pub(super) async fn wait(&mut self, plan: &Plan, until: Instant) -> Vec<Found> {
+        let Some((end, asked)) = &mut self.pending else { return Vec::new() };
+        let end = *end;
+        let said = tokio::time::timeout_at(until, asked.wait()).await;
+        self.pending = None;
+        self.take(plan, end, said.unwrap_or(Err(Failure::Late)))
+    }
+
+    fn take(
+        &mut self,
+        plan: &Plan,
+        end: usize,
+        said: Result<Vec<Vec<f32>>, Failure>,
+    ) -> Vec<Found> {
+        let Some(judge) = plan.output() else { return Vec::new() };
+        let scores = said.and_then(|rows| strongest(judge.model.plan(), &rows));
+        match scores {
+            Ok(scores) => {
+                self.judged = self.judged.max(end);
+                self.heads.resize(scores.len(), 0.0);
+                let mut found = Vec::new();
+                for ((label, score), best) in
+                    judge.model.plan().labels.iter().zip(&scores).zip(&mut self.heads)
+                {
+                    *best = best.max(*score);
+                    if plan.counts(label, *score) {
+                        found.push(Found::new(label.clone(), "model", *score));
+                    }
+                }
+                found
+            }
+            Err(failure) => {
+                self.fail(failure);
+                Vec::new()
+            }
+        }
+    }
+
+    /// Whether the classifier has been asked and has not answered.
+    pub(super) const fn is_pending(&self) -> bool {
+        self.pending.is_some()
+    }
+
+    /// What the exact checks know of the text, for the quality score.
+    pub(super) fn facts(&self) -> Facts {
+        self.watch.facts()
+    }
+
+    /// Whether the text is the JSON that was asked for; `None` where none was.
+    pub(super) fn format(&self) -> Option<FormatCheck> {
+        format_of(self.whole.as_deref()?, Wanted::Json)
+    }
+
+    /// How the text fell apart, if it did.
+    pub(super) const fn degeneration(&self) -> Option<Degeneration> {
+        self.degeneration
+    }
+}
