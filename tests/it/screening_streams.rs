@@ -77,8 +77,8 @@ struct Drill {
 }
 
 impl Drill {
-    fn of(number: usize, chance: &mut Chance) -> Self {
-        let (kind, planted) = PLANTED[number % PLANTED.len()];
+    fn of(number: usize, all: &[(&'static str, &'static str)], chance: &mut Chance) -> Self {
+        let (kind, planted) = all[number % all.len()];
         let (before, after) = (chance.below(8), 1 + chance.below(4));
         let (before, after) = (benign(chance, before), benign(chance, after));
         // From one letter an event to whole sentences, and cut at every byte border in turn.
@@ -118,16 +118,21 @@ fn code(reply: &Reply) -> String {
     error.map_or(String::new(), |error| error["code"].as_str().unwrap_or_default().to_owned())
 }
 
-async fn drill(watch: &str, streams: usize) -> Vec<Came> {
+async fn drill(
+    watch: &str,
+    streams: usize,
+    planted: &'static [(&'static str, &'static str)],
+) -> Vec<Came> {
     let server = Scripted::start(Behaviour::Echo { endless: false }).await;
-    let house = Arc::new(house(&server, &format!("watch = \"{watch}\"")).await);
+    let output = format!("watch = \"{watch}\"\nactions = {{ toxic = \"refuse\" }}");
+    let house = Arc::new(house(&server, &output).await);
     let mut chance = Chance::new(watch, 7);
     let (mut all, mut running) = (Vec::new(), JoinSet::new());
     for number in 0..streams {
         if running.len() >= TOGETHER {
             all.push(running.join_next().await.unwrap().unwrap());
         }
-        let (house, drill) = (Arc::clone(&house), Drill::of(number, &mut chance));
+        let (house, drill) = (Arc::clone(&house), Drill::of(number, planted, &mut chance));
         running.spawn(async move { run(&house, &drill).await });
     }
     while let Some(came) = running.join_next().await {
@@ -138,8 +143,11 @@ async fn drill(watch: &str, streams: usize) -> Vec<Came> {
 }
 
 fn tell(watch: &str, all: &[Came]) {
-    for kind in ["leak", "spaced leak", "secret"] {
+    for kind in ["leak", "spaced leak", "secret", "toxic"] {
         let own: Vec<&Came> = all.iter().filter(|came| came.kind == kind).collect();
+        if own.is_empty() {
+            continue;
+        }
         let caught = own.iter().filter(|came| came.caught).count();
         let mut left: Vec<usize> = own.iter().map(|came| came.left).collect();
         left.sort_unstable();
@@ -155,7 +163,7 @@ fn tell(watch: &str, all: &[Came]) {
 #[cfg(feature = "candle")]
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_planted_is_stopped_and_nothing_of_it_leaves_where_it_is_held() {
-    let all = drill("hold", STREAMS / 2).await;
+    let all = drill("hold", STREAMS / 2, &PLANTED).await;
     tell("hold", &all);
     for came in &all {
         assert!(came.caught, "{}", came.kind);
@@ -169,11 +177,35 @@ async fn what_is_planted_is_stopped_and_nothing_of_it_leaves_where_it_is_held() 
         };
         assert!(came.left <= most, "{}: {} letters left", came.kind, came.left);
     }
-    let all = drill("cut", STREAMS / 2).await;
+    let all = drill("cut", STREAMS / 2, &PLANTED).await;
     tell("cut", &all);
     for came in &all {
         assert!(came.caught, "{}", came.kind);
         assert_eq!(came.code, "content_filter");
+    }
+}
+
+/// What only a classifier can tell.
+const TOXIC: [(&str, &str); 2] = [
+    (
+        "toxic",
+        "You are a stupid worthless idiot and everybody hates you. Shut up, you disgusting moron. ",
+    ),
+    (
+        "toxic",
+        "Only a filthy pig like you would ask that, you ugly braindead loser, go to hell and die. ",
+    ),
+];
+
+#[cfg(feature = "candle")]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_classifier_finds_is_stopped_too() {
+    for watch in ["hold", "cut"] {
+        let all = drill(watch, 100, &TOXIC).await;
+        tell(watch, &all);
+        let caught = all.iter().filter(|came| came.caught).count();
+        // A classifier is no exact check; beside much other text it may be less sure.
+        assert!(caught >= 65, "{watch}: {caught} of {}", all.len());
     }
 }
 

@@ -128,8 +128,9 @@ impl Plan {
     fn action(&self, found: &Found) -> Action {
         let named = |key: &str| self.policy.actions.get(key).copied();
         let usual = || match &*found.label {
-            LEAK | SECRET | DEGENERATE | "unsafe" => Action::Refuse,
-            "toxic" => Action::Flag,
+            LEAK | SECRET | DEGENERATE => Action::Refuse,
+            // What a small classifier thinks is a reason to look, and to stop only for who looked.
+            "unsafe" | "toxic" => Action::Flag,
             PERSONAL => Action::Shadow,
             _ => Action::Off,
         };
@@ -231,11 +232,12 @@ impl Guard {
     /// # Errors
     /// As [`Guard::pass`].
     pub async fn finish(&mut self) -> Result<Vec<Bytes>, Stopped> {
-        if self.plan.policy.watch == Watch::Hold {
-            self.judge_all().await?;
-        } else {
+        if self.plan.policy.watch == Watch::Observe {
             self.show(true);
             self.hear()?;
+        } else {
+            // Whether it ends well is part of the answer.
+            self.judge_all().await?;
         }
         Ok(self.held.drain(..).map(|held| held.raw).collect())
     }

@@ -28,6 +28,8 @@ const FIRST_STEP_BYTES: usize = 64;
 const STEP_BYTES: usize = 192;
 /// Longest answer whose JSON is checked.
 const JSON_MAX_BYTES: usize = 1 << 20;
+/// Bytes before what is new that a narrow look covers: the sentence that it goes on with.
+const NARROW_BYTES: usize = 96;
 /// Windows at the end of the text that one look covers.
 const WINDOWS_MAX: usize = 4;
 
@@ -37,6 +39,21 @@ fn of_secret(secret: &secrets::Found) -> Found {
         Class::Personal => PERSONAL,
     };
     Found::new(label, secret.kind.as_str(), 1.0)
+}
+
+/// A text in parts of the narrow look's length, each with the end of the one before.
+fn narrow(text: &str) -> impl Iterator<Item = &str> {
+    let border = |mut at: usize| {
+        while !text.is_char_boundary(at) {
+            at += 1;
+        }
+        at
+    };
+    let starts = (0..text.len().saturating_sub(NARROW_BYTES).max(1)).step_by(STEP_BYTES);
+    starts.filter_map(move |start| {
+        let end = (start + STEP_BYTES + NARROW_BYTES).min(text.len());
+        text.get(border(start)..border(end))
+    })
 }
 
 /// The form of a leak in records.
@@ -159,20 +176,26 @@ impl Strand {
             self.judged = self.bytes;
             return;
         };
-        // A look covers all that is new and a window before it, so that nothing falls between two looks.
-        let reach = (new + RECENT_MAX_BYTES / 3).min(self.recent.len());
-        let mut from = self.recent.len() - reach;
-        while !self.recent.is_char_boundary(from) {
-            from += 1;
-        }
-        let text = self.recent.get(from..).unwrap_or_default();
-        match judge.ask(&[text], WINDOWS_MAX) {
+        // A look covers all that is new and a window before it, so that nothing falls between two looks; and once
+        // more only what is new, since a sentence counts for little in a window that is full of others.
+        let mut texts = vec![self.end_of(new + RECENT_MAX_BYTES / 3)];
+        texts.extend(narrow(self.end_of(new + NARROW_BYTES)));
+        match judge.ask(&texts, WINDOWS_MAX) {
             Ok((asked, _)) => {
                 self.pending = Some((self.bytes, asked));
                 self.shown = self.bytes;
             }
             Err(failure) => self.fail(failure),
         }
+    }
+
+    /// The last so many bytes of the text, or all that is kept of it.
+    fn end_of(&self, bytes: usize) -> &str {
+        let mut from = self.recent.len().saturating_sub(bytes);
+        while !self.recent.is_char_boundary(from) {
+            from += 1;
+        }
+        self.recent.get(from..).unwrap_or_default()
     }
 
     /// What could not be judged goes by the policy for failures.
