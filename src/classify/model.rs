@@ -57,9 +57,16 @@ impl Model {
         let encoder = Encoder::load(&path).map_err(|error| FolderError(error.to_string()))?;
         let thresholds = Thresholds::read(&spec.folder, &plan.labels)?;
         let weights = Self::weights(spec, &plan, library)?;
-        let model = Self { plan, encoder, thresholds, weights };
-        model.try_out()?;
-        Ok(model)
+        let mut model = Self { plan, encoder, thresholds, weights };
+        match model.try_out() {
+            Err(why) if spec.runtime == Runtime::Auto && model.runtime() == Runtime::Onnx => {
+                // What one runtime cannot run the other may.
+                model.weights = in_rust(&spec.folder, &model.plan).map_err(|_| why.clone())?;
+                tracing::warn!(%why, "a classifier's ONNX file cannot be run; candle runs it");
+                model.try_out().map(|()| model)
+            }
+            tried => tried.map(|()| model),
+        }
     }
 
     fn weights(

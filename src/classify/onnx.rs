@@ -3,6 +3,7 @@
 use super::{Classifier, FolderError, Plan};
 use ort::{
     environment::Environment,
+    logging::LogLevel,
     session::{Session, builder::GraphOptimizationLevel},
     value::Tensor,
 };
@@ -62,6 +63,8 @@ impl Library {
         let builder = ort::init_from(&path).map_err(|error| failed(whole(&error)))?;
         let environment = builder.with_name("berthd").with_telemetry(false).build();
         let environment = environment.map_err(|error| failed(whole(&error)))?;
+        // It tells of every buffer otherwise.
+        environment.set_log_level(LogLevel::Warning);
         let library = Self { path, environment };
         *loaded = Some(library.clone());
         Ok(library)

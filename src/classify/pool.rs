@@ -6,10 +6,7 @@ use std::{
     collections::VecDeque,
     fmt, io,
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::{
-        Arc, Condvar, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
     thread,
     time::Duration,
 };
@@ -58,6 +55,7 @@ pub struct Pool {
 }
 
 struct Shared {
+    name: String,
     limits: Limits,
     factory: Factory,
     /// Guards the queue and the counts; held for a push, a pop or a copy.
@@ -78,9 +76,13 @@ struct State {
 
 struct Job {
     windows: Vec<Window>,
-    begun: Arc<AtomicBool>,
+    /// Of the windows that were run so far, in order.
+    rows: Vec<Vec<f32>>,
     reply: oneshot::Sender<Result<Vec<Vec<f32>>, Failure>>,
 }
+
+/// A job and how many of its windows are run now.
+type Slice = (Job, usize);
 
 impl fmt::Debug for Pool {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -110,7 +112,7 @@ impl Shared {
             let fresh = state.rests_until.is_none();
             state.rests_until = Some(Instant::now() + self.limits.rest);
             if fresh {
-                tracing::error!(%failure, "a classifier failed too often and rests; the policy for failures holds");
+                tracing::error!(classifier = self.name, %failure, "a classifier failed too often and rests; the policy for failures holds");
             }
         }
     }
@@ -140,8 +142,13 @@ impl Pool {
     /// # Errors
     /// The system gives no thread.
     pub fn start(factory: Factory, name: &str, limits: Limits) -> io::Result<Self> {
-        let shared =
-            Arc::new(Shared { limits, factory, state: Mutex::default(), ring: Condvar::new() });
+        let shared = Arc::new(Shared {
+            name: name.to_owned(),
+            limits,
+            factory,
+            state: Mutex::default(),
+            ring: Condvar::new(),
+        });
         let pool = Self { shared: Arc::clone(&shared) };
         for _ in 0..limits.threads.max(1) {
             let shared = Arc::clone(&shared);
@@ -159,7 +166,6 @@ impl Pool {
     /// [`Failure::Full`] or [`Failure::Resting`], at once.
     pub fn ask(&self, windows: Vec<Window>) -> Result<Asked, Failure> {
         let (reply, answer) = oneshot::channel();
-        let begun = Arc::new(AtomicBool::new(false));
         let mut state = self.shared.state();
         let runs = state.pulse.runs;
         let now = Instant::now();
@@ -178,10 +184,10 @@ impl Pool {
             self.shared.note(&failure);
             return Err(failure);
         }
-        state.jobs.push_back(Job { windows, begun: Arc::clone(&begun), reply });
+        state.jobs.push_back(Job { windows, rows: Vec::new(), reply });
         drop(state);
         self.shared.ring.notify_one();
-        Ok(Asked { answer, begun, runs, shared: Arc::clone(&self.shared) })
+        Ok(Asked { answer, runs, shared: Arc::clone(&self.shared) })
     }
 
     /// What it did so far.
@@ -195,7 +201,6 @@ impl Pool {
 /// A text that was handed over.
 pub struct Asked {
     answer: oneshot::Receiver<Result<Vec<Vec<f32>>, Failure>>,
-    begun: Arc<AtomicBool>,
     /// Runs that had ended when it was handed over.
     runs: u64,
     shared: Arc<Shared>,
@@ -203,7 +208,7 @@ pub struct Asked {
 
 impl fmt::Debug for Asked {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Asked").field("begun", &self.begun).finish_non_exhaustive()
+        f.debug_struct("Asked").field("runs", &self.runs).finish_non_exhaustive()
     }
 }
 
@@ -217,9 +222,8 @@ impl Asked {
             Ok(Ok(rows)) => rows,
             Ok(Err(_)) => Err(Failure::Broken("its thread ended".to_owned())),
             Err(_) => {
-                // A model that stands still is at fault; one that works on others is not.
-                let still = self.shared.state().pulse.runs == self.runs;
-                if still || self.begun.load(Ordering::Relaxed) {
+                // A model that stands still is at fault; one that works, on this text or on others, is not.
+                if self.shared.state().pulse.runs == self.runs {
                     self.shared.note(&Failure::Late);
                 }
                 Err(Failure::Late)
@@ -260,23 +264,20 @@ fn work(shared: &Shared) {
     }
 }
 
-/// The next jobs, as many windows as run together; whoever left is skipped. `None`: the pool is gone.
-fn take(shared: &Shared) -> Option<Vec<Job>> {
+/// The next windows, as many as run together: of a long text a part, and then of whoever waits behind it. Whoever
+/// left is skipped. `None`: the pool is gone.
+fn take(shared: &Shared) -> Option<Vec<Slice>> {
+    let most = shared.limits.batch_max.max(1);
     let mut state = shared.state();
     loop {
-        let mut batch: Vec<Job> = Vec::new();
-        let mut windows = 0;
-        while let Some(job) = state.jobs.front() {
-            windows += job.windows.len();
-            if !batch.is_empty() && windows > shared.limits.batch_max {
-                break;
-            }
-            let Some(job) = state.jobs.pop_front() else { break };
-            if job.reply.is_closed() {
-                windows -= job.windows.len();
-            } else {
-                job.begun.store(true, Ordering::Relaxed);
-                batch.push(job);
+        let (mut batch, mut room) = (Vec::new(), most);
+        while room > 0
+            && let Some(job) = state.jobs.pop_front()
+        {
+            if !job.reply.is_closed() {
+                let count = (job.windows.len() - job.rows.len()).min(room);
+                room -= count;
+                batch.push((job, count));
             }
         }
         if !batch.is_empty() {
@@ -292,19 +293,19 @@ fn take(shared: &Shared) -> Option<Vec<Job>> {
 fn run(
     shared: &Shared,
     classifier: &mut Option<Box<dyn Classifier>>,
-    batch: &[Job],
+    batch: &[Slice],
 ) -> Result<Vec<Vec<f32>>, Failure> {
-    let all: Vec<&[u32]> = batch.iter().flat_map(|job| &job.windows).map(Vec::as_slice).collect();
+    let all: Vec<&[u32]> = batch
+        .iter()
+        .flat_map(|(job, count)| job.windows.iter().skip(job.rows.len()).take(*count))
+        .map(Vec::as_slice)
+        .collect();
     let ran = catch_unwind(AssertUnwindSafe(|| {
         let classifier = match classifier {
             Some(classifier) => classifier,
             None => classifier.insert((shared.factory)().map_err(Failure::Absent)?),
         };
-        let mut rows = Vec::with_capacity(all.len());
-        for part in all.chunks(shared.limits.batch_max.max(1)) {
-            rows.extend(classifier.run(part).map_err(Failure::Broken)?);
-        }
-        Ok(rows)
+        classifier.run(&all).map_err(Failure::Broken)
     }));
     let rows = ran.unwrap_or_else(|_| Err(Failure::Broken("it panicked".to_owned())))?;
     if rows.len() != all.len() {
@@ -316,28 +317,38 @@ fn run(
     }
 }
 
-fn answer(shared: &Shared, batch: Vec<Job>, result: Result<Vec<Vec<f32>>, Failure>) {
+fn answer(shared: &Shared, batch: Vec<Slice>, result: Result<Vec<Vec<f32>>, Failure>) {
     let mut rows = match result {
         Ok(rows) => rows.into_iter(),
         Err(failure) => {
             shared.note(&failure);
-            for job in batch {
+            for (job, _) in batch {
                 // Whoever left needs no answer.
                 let _ = job.reply.send(Err(failure.clone()));
             }
             return;
         }
     };
+    let (mut whole, mut left) = (Vec::new(), Vec::new());
+    let windows = rows.len() as u64;
+    for (mut job, count) in batch {
+        job.rows.extend(rows.by_ref().take(count));
+        match job.rows.len() < job.windows.len() {
+            true => left.push(job),
+            false => whole.push(job),
+        }
+    }
     let mut state = shared.state();
     state.row = 0;
     state.rests_until = None;
     state.pulse.runs += 1;
-    state.pulse.texts += batch.len() as u64;
-    state.pulse.windows += rows.len() as u64;
+    state.pulse.texts += whole.len() as u64;
+    state.pulse.windows += windows;
+    // Behind those who came meanwhile: a long text takes its turns like any other.
+    state.jobs.extend(left);
     drop(state);
-    for job in batch {
-        let own = rows.by_ref().take(job.windows.len()).collect();
+    for job in whole {
         // Whoever left needs no answer.
-        let _ = job.reply.send(Ok(own));
+        let _ = job.reply.send(Ok(job.rows));
     }
 }

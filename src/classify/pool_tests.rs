@@ -177,6 +177,33 @@ async fn panics_and_numbers_that_are_none_are_failures_of_one_text() {
     assert_eq!(failures, 4);
 }
 
+/// A long text does not keep the others waiting for its end, and being slow over it is no fault of the model's.
+#[tokio::test]
+async fn a_long_text_takes_turns_with_the_others() {
+    let order = Arc::new(Mutex::new(Vec::new()));
+    let seen = Arc::clone(&order);
+    let gate = Arc::new(Gate::default());
+    let waits = Arc::clone(&gate);
+    let pool = pool(
+        Limits { failures_max: 1, ..LIMITS },
+        Arc::new(move |windows| {
+            seen.lock().unwrap().push(windows.iter().map(|window| window[0]).collect::<Vec<_>>());
+            waits.pass();
+            echo(windows)
+        }),
+    );
+    let long = pool.ask((0..10).map(|_| vec![1]).collect()).unwrap();
+    while order.lock().unwrap().is_empty() {
+        tokio::task::yield_now().await;
+    }
+    let short = pool.ask(vec![vec![2]]).unwrap();
+    gate.open();
+    assert_eq!(short.rows(soon()).await.unwrap(), [[2.0]]);
+    assert_eq!(long.rows(soon()).await.unwrap().len(), 10);
+    assert_eq!(*order.lock().unwrap(), [vec![1; 4], vec![2, 1, 1, 1], vec![1; 3]]);
+    assert!(!pool.pulse().resting);
+}
+
 #[tokio::test]
 async fn a_model_that_always_fails_rests() {
     let runs = Arc::new(AtomicUsize::new(0));

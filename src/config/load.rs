@@ -4,6 +4,7 @@ use super::{
     Model, Problem, Problems, Server, Settings, Severity, Spot, Tenant, keys, problem, read, rows,
     screen, sections, servers, source,
 };
+use crate::ids::TenantId;
 use std::path::{Path, PathBuf};
 
 /// Valid settings, and what is odd about them.
@@ -118,6 +119,14 @@ fn read_all(
         .collect();
     if tenants.is_empty() {
         sections::warn_without_tenants(&root, name);
+    }
+    for policy in &screen.policies {
+        let stranger = |tenant: &&TenantId| !tenants.iter().any(|known| known.name == **tenant);
+        for tenant in policy.tenants.iter().filter(stranger) {
+            let what =
+                format!("policy `{}` names the tenant `{tenant}`, and there is none", policy.name);
+            report.warn(name, "screen.policies", what, "name tenants as [[tenants]] does");
+        }
     }
     let mut names = rows::Taken::default();
     let models: Vec<Model> = root

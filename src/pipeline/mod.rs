@@ -179,9 +179,14 @@ impl Broker {
         match self.prepare(route, &head.headers, &mut body, &mut record).await {
             Ok((job, ask)) => deliver::deliver(self, job, ask, record).await,
             Err(refusal) => {
+                let screened = record.screened.clone().filter(|screened| screened.tell);
                 record.refused(&refusal);
                 answer::discard(&mut body).await;
-                answer::refused(&refusal, &id)
+                let mut response = answer::refused(&refusal, &id);
+                if let Some(screened) = screened {
+                    screened.head(response.headers_mut());
+                }
+                response
             }
         }
     }

@@ -64,6 +64,16 @@ impl Inspector {
             };
             seen.add(label, found.kind.as_str(), 1.0, Some(found.span));
         }
+        for piece in &pieces {
+            // A key that was encoded is a key, and stands where its code stands.
+            for found in self.secrets.find(&piece.text) {
+                if found.kind.class() == Class::Secret {
+                    let span = folded.origin(piece.span.clone());
+                    let span = (!span.is_empty()).then_some(span);
+                    seen.add(SECRET, found.kind.as_str(), 1.0, span);
+                }
+            }
+        }
         self.apply_rules(&mut seen, &folded, &pieces);
         let mut forms = vec![folded.text.clone().into_owned()];
         if !folded.hidden.is_empty() {
@@ -127,6 +137,7 @@ impl Seen {
             origin: self.origin,
             passage: self.passage,
             span,
+            by_rule: false,
             asks: None,
         });
     }
@@ -149,6 +160,7 @@ impl Seen {
             origin,
             passage,
             span,
+            by_rule: true,
             asks,
         });
     }
@@ -266,6 +278,7 @@ mod tests {
                 origin: Origin::User,
                 passage: 0,
                 span,
+                by_rule: false,
                 asks: None,
             };
         let (card, rule) =

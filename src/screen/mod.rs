@@ -13,7 +13,9 @@ pub use inspect::{Inspected, Inspector, without};
 pub use passage::{Passage, Place, passages, rewritten};
 pub use rules::{Origin, Rules};
 pub use stages::{Scores, join};
-pub use verdict::{CONTROL, Finding, HIDDEN, INJECTION, PERSONAL, SECRET, Verdict, bar, decide};
+pub use verdict::{
+    CONTROL, Finding, HIDDEN, INJECTION, PERSONAL, SECRET, Verdict, bar, bar_of_many, decide,
+};
 
 use crate::config::Action;
 

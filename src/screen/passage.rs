@@ -23,7 +23,9 @@ pub enum Place {
     Content(usize, Option<usize>),
     /// A completion's prompt, or one of several.
     Prompt(Option<usize>),
-    /// Somewhere that is read but never written: arguments of a tool call, a tool's description.
+    /// The arguments of one of a message's tool calls.
+    Arguments(usize, usize),
+    /// Somewhere that is read but never written: a tool's description, a schema.
     Fixed,
 }
 
@@ -85,19 +87,44 @@ fn of_message(index: usize, message: &Object<'_>, found: &mut Vec<Passage>) {
     for field in ["reasoning", "reasoning_content"] {
         add(found, origin, message.get(field).and_then(text), Place::Fixed);
     }
-    for call in fields::objects(message, "tool_calls").ok().flatten().iter().flatten() {
-        let function = fields::object(call, "function").ok().flatten();
+    let calls = fields::objects(message, "tool_calls").ok().flatten();
+    for (call, object) in calls.iter().flatten().enumerate() {
+        let function = fields::object(object, "function").ok().flatten();
         let arguments = function.and_then(|function| function.get("arguments").and_then(text));
-        add(found, Origin::Assistant, arguments, Place::Fixed);
+        add(found, Origin::Assistant, arguments, Place::Arguments(index, call));
+    }
+    // Templates write names into the prompt.
+    let name = message.get("name").and_then(text).filter(|name| name.len() > NAME_MAX_BYTES);
+    add(found, origin, name, Place::Fixed);
+}
+
+/// A name longer than this is no name.
+const NAME_MAX_BYTES: usize = 24;
+
+/// Descriptions in tools and schemas: they come from whoever wrote the tool, and models read them.
+fn described(fields_of: &Object<'_>, found: &mut Vec<Passage>) {
+    for field in ["tools", "functions", "response_format"] {
+        let Some(value) = fields_of.get(field) else { continue };
+        if let Ok(value) = serde_json::from_str::<Value>(value.get()) {
+            descriptions(&value, found);
+        }
     }
 }
 
-/// Descriptions of tools: they come from whoever wrote the tool, and models read them.
-fn described(fields_of: &Object<'_>, found: &mut Vec<Passage>) {
-    for tool in fields::objects(fields_of, "tools").ok().flatten().iter().flatten() {
-        let function = fields::object(tool, "function").ok().flatten();
-        let described = function.and_then(|function| function.get("description").and_then(text));
-        add(found, Origin::Tool, described, Place::Fixed);
+fn descriptions(value: &Value, found: &mut Vec<Passage>) {
+    match value {
+        Value::Array(list) => list.iter().for_each(|inner| descriptions(inner, found)),
+        Value::Object(fields) => {
+            for (name, inner) in fields {
+                match inner {
+                    Value::String(text) if name == "description" || name == "title" => {
+                        add(found, Origin::Tool, Some(text.clone()), Place::Fixed);
+                    }
+                    inner => descriptions(inner, found),
+                }
+            }
+        }
+        _ => {}
     }
 }
 
@@ -149,6 +176,14 @@ pub fn rewritten(body: &[u8], changes: &[(Place, Cow<'_, str>)]) -> Option<Vec<u
             }
             Place::Prompt(None) => value.get_mut("prompt")?,
             Place::Prompt(Some(index)) => value.get_mut("prompt")?.get_mut(*index)?,
+            Place::Arguments(index, call) => {
+                let call = value
+                    .get_mut("messages")?
+                    .get_mut(*index)?
+                    .get_mut("tool_calls")?
+                    .get_mut(*call)?;
+                call.get_mut("function")?.get_mut("arguments")?
+            }
             Place::Fixed => return None,
         };
         *spot = Value::String(text.clone().into_owned());
@@ -181,7 +216,7 @@ mod tests {
         let wanted = [
             (Origin::System, "Be brief.", Place::Content(0, None)),
             (Origin::User, "What is this?", Place::Content(1, Some(0))),
-            (Origin::Assistant, "{\"path\":\"a\"}", Place::Fixed),
+            (Origin::Assistant, "{\"path\":\"a\"}", Place::Arguments(2, 0)),
             (Origin::Tool, "a page", Place::Content(3, None)),
             (Origin::User, "I am new here", Place::Content(4, None)),
             (Origin::Tool, "Reads a page.", Place::Fixed),

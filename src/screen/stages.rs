@@ -11,6 +11,8 @@ pub struct Scores {
     pub others: Vec<(String, f32)>,
     /// Both stages together.
     pub injection: Option<f32>,
+    /// Windows that the first stage saw: a long text has many chances of an odd one.
+    pub windows: usize,
 }
 
 /// Joins both stages: the mean of their logits, the second's counting `weight` of 1. Where one did not speak, the

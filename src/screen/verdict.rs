@@ -30,7 +30,9 @@ pub struct Finding {
     pub passage: usize,
     /// Where in it, in bytes; `None`: somewhere.
     pub span: Option<Range<usize>>,
-    /// What the rule that found it asks for.
+    /// A rule of the operator's found it.
+    pub by_rule: bool,
+    /// What that rule asks for.
     pub asks: Option<Action>,
 }
 
@@ -47,6 +49,19 @@ pub struct Verdict {
     pub score: f32,
     /// What is taken out, where something is: passage and span.
     pub remove: Vec<Finding>,
+}
+
+/// A bar for the strongest of so many windows. One in a hundred of single windows may be above the usual bar, one in
+/// a thousand above the sure one; a long text has many chances. So for ten windows the sure bar holds, for a hundred
+/// one as much above that, on the scale of logits.
+pub fn bar_of_many(usual: f32, sure: f32, windows: usize) -> f32 {
+    let logit = |share: f32| {
+        let share = share.clamp(1e-6, 1.0 - 1e-6);
+        (share / (1.0 - share)).ln()
+    };
+    let decade = (logit(sure) - logit(usual)).max(0.0);
+    let raised = logit(usual) + decade * (windows.max(1) as f32).log10();
+    1.0 / (1.0 + (-raised).exp())
 }
 
 /// The probability above which a model's word counts, by where the text comes from.
@@ -69,6 +84,9 @@ pub fn bar(policy: &InputPolicy, label: &str, origin: Origin, usual: f32, sure: 
     }
 }
 
+/// Scores of rules below this only tell, where no threshold of the label says otherwise.
+const RULE_MIN: f32 = 0.5;
+
 /// What is done about something without the operator's word.
 fn usual(label: &str) -> Action {
     match label {
@@ -84,6 +102,11 @@ fn usual(label: &str) -> Action {
 /// What a finding asks for under a policy, before the mode's ceiling.
 fn wished(policy: &InputPolicy, finding: &Finding) -> Action {
     let named = |key: &str| policy.actions.get(key).copied();
+    // A rule that is not sure of itself tells, and does no more.
+    let least = policy.thresholds.get(&*finding.label).map_or(RULE_MIN, |bar| *bar as f32);
+    if finding.by_rule && finding.score < least {
+        return named(&finding.kind).unwrap_or(Action::Flag);
+    }
     named(&finding.kind)
         .or_else(|| named(&finding.label))
         .or(finding.asks)
@@ -151,6 +174,7 @@ mod tests {
             origin,
             passage: 0,
             span,
+            by_rule: false,
             asks: None,
         }
     }
@@ -187,6 +211,26 @@ mod tests {
         assert_eq!(decided(found("leak", "r", Origin::User, None)), Action::Off);
         let rule = Finding { asks: Some(Action::Flag), ..found("policy", "r", Origin::User, None) };
         assert_eq!(decided(rule), Action::Flag);
+    }
+
+    #[test]
+    fn a_rule_that_is_not_sure_only_tells() {
+        let plain = policy("mode = \"refuse\"");
+        let rule =
+            |score| Finding { by_rule: true, score, ..found("injection", "r", Origin::User, None) };
+        assert_eq!(decide(&plain, &[rule(0.3)]).action, Action::Flag);
+        assert_eq!(decide(&plain, &[rule(0.6)]).action, Action::Refuse);
+        let strict = policy("mode = \"refuse\"\nthresholds = { injection = 0.2 }");
+        assert_eq!(decide(&strict, &[rule(0.3)]).action, Action::Refuse);
+    }
+
+    #[test]
+    fn many_windows_raise_the_bar() {
+        let of = |windows| bar_of_many(0.9, 0.98, windows);
+        assert!((of(1) - 0.9).abs() < 1e-4 && (of(0) - 0.9).abs() < 1e-4);
+        assert!((of(10) - 0.98).abs() < 1e-4);
+        assert!(of(100) > 0.99 && of(100) < 1.0);
+        assert!((bar_of_many(0.5, 0.5, 1000) - 0.5).abs() < 1e-6);
     }
 
     #[test]

@@ -101,8 +101,8 @@ fn origin(text: &str) -> Result<crate::screen::Origin, String> {
 const LIMIT: Duration = Duration::from_secs(60);
 /// The most that one text may have.
 const TEXT_MAX: u64 = 256 << 20;
-/// Windows of one text: all of it, as far as memory goes.
-const WINDOWS_MAX: usize = 4096;
+/// Windows of one text: some 100,000 tokens. Those of a longer text are spread over it.
+const WINDOWS_MAX: usize = 512;
 
 impl Shared {
     fn cores(&self) -> usize {

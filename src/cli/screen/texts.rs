@@ -4,7 +4,7 @@ use super::{LIMIT, ScreenOptions, Told};
 use crate::{
     config::SecondStage,
     pipeline::screening::{Judged, Screening},
-    screen::{Finding, INJECTION, Origin},
+    screen::{Finding, INJECTION, Origin, bar_of_many},
 };
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
@@ -82,8 +82,10 @@ impl Texts {
             return broken(&json!({ "id": id }).to_string(), &failure.to_string());
         }
         let score = judged.scores.injection.unwrap_or(0.0);
-        let usual = self.screening.models.bars(self.stage).usual;
-        let by_rule = inspected.findings.iter().any(|finding| finding.label == INJECTION);
+        let bars = self.screening.models.bars(self.stage);
+        let usual = bar_of_many(bars.usual, bars.sure, judged.scores.windows);
+        let rules = inspected.findings.iter().filter(|finding| finding.by_rule);
+        let by_rule = rules.map(|finding| finding.score).any(|score| score >= 0.5);
         let label = if by_rule || score >= usual { INJECTION } else { "benign" };
         let json = json(id, label, &judged, &inspected.findings, inspected.forms.len());
         let text = plain(label, &judged, &inspected.findings, usual);

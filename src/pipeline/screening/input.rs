@@ -11,7 +11,8 @@ use crate::{
     error::{Reason, Refusal},
     pipeline::record::Record,
     screen::{
-        Finding, INJECTION, Inspected, Passage, Place, Verdict, bar, decide, rewritten, without,
+        Finding, INJECTION, Inspected, Passage, Place, Verdict, bar, bar_of_many, decide,
+        rewritten, without,
     },
 };
 use bytes::Bytes;
@@ -60,11 +61,18 @@ impl Screened {
         if !self.tell && action < Action::Flag {
             return;
         }
-        let shown = if action == Action::Shadow && !self.tell { Action::Off } else { action };
         let label = self.label.as_deref().unwrap_or("none");
-        let mut text = format!("action={}; label={label}", shown.as_str());
+        let done = match (action, &self.label) {
+            // Somebody looked, and there was nothing to do.
+            (Action::Off, None) => "pass",
+            (action, _) => action.as_str(),
+        };
+        let mut text = format!("action={done}; label={label}");
         if self.tell {
-            text.push_str(&format!("; score={:.3}", self.score));
+            match self.failure {
+                Some(failure) => text.push_str(&format!("; unjudged={failure}")),
+                None => text.push_str(&format!("; score={:.3}", self.score)),
+            }
         }
         if let Ok(value) = HeaderValue::from_str(&text) {
             headers.insert(VERDICT, value);
@@ -140,6 +148,16 @@ impl Broker {
     ) -> Result<Studied, Refusal> {
         let (policy, name, tell) = policy_of(live, tenant, &studied, headers)?;
         if policy.mode == Action::Off {
+            if headers.contains_key(OVERRIDE) {
+                // Whoever looks for it later sees that nobody looked.
+                let kind = Some("override".to_owned());
+                record.screened = Some(Screened {
+                    action: Some(Action::Off),
+                    kind,
+                    policy: name,
+                    ..Screened::default()
+                });
+            }
             return Ok(studied);
         }
         let begun = Instant::now();
@@ -166,7 +184,12 @@ impl Broker {
         match verdict.action {
             Action::Off | Action::Shadow | Action::Flag => Ok(studied),
             Action::Sanitise => {
-                self.without_findings(live, tenant, route, body, &passages, &verdict).await
+                let new =
+                    self.without_findings(live, tenant, route, body, &passages, &verdict).await;
+                if let (Err(_), Some(screened)) = (&new, &mut record.screened) {
+                    screened.action = Some(Action::Refuse);
+                }
+                new
             }
             Action::Refuse => Err(refused(&verdict)),
         }
@@ -257,7 +280,9 @@ fn findings(
             .iter()
             .map(|(label, score)| (label.as_str(), *score, screening.models.bars_of(label)));
         for (label, score, bars) in own.into_iter().chain(others) {
-            if score >= bar(policy, label, passage.origin, bars.usual, bars.sure) {
+            let usual = bar_of_many(bars.usual, bars.sure, scores.windows);
+            let sure = bars.sure.max(usual);
+            if score >= bar(policy, label, passage.origin, usual, sure) {
                 all.push(Finding {
                     label: label.to_owned().into(),
                     kind: Cow::Borrowed("model"),
@@ -265,6 +290,7 @@ fn findings(
                     origin: passage.origin,
                     passage: index,
                     span: None,
+                    by_rule: false,
                     asks: None,
                 });
             }

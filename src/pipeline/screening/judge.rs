@@ -1,6 +1,6 @@
 //! Texts before the classifiers: which stages look at them, and what they say together.
 
-use super::{Models, Screening};
+use super::{Models, Screening, parts};
 use crate::{
     classify::{Asked, Failure, Model, Pool, strongest},
     config::{SecondStage, Task},
@@ -58,6 +58,24 @@ impl Judge {
         Ok((self.pool.ask(windows)?, incomplete))
     }
 
+    /// Raw outputs of every window of the texts, in order, and how many windows each text has.
+    async fn rows(
+        &self,
+        texts: &[&str],
+        windows_max: usize,
+        until: Instant,
+    ) -> Result<(Vec<Vec<f32>>, Vec<usize>, bool), Failure> {
+        let (mut windows, mut counts, mut incomplete) = (Vec::new(), Vec::new(), false);
+        for text in texts {
+            let cut = self.model.cut(text, windows_max)?;
+            incomplete |= cut.incomplete;
+            counts.push(cut.windows.len());
+            windows.extend(cut.windows);
+        }
+        let rows = self.pool.ask(windows)?.rows(until).await?;
+        Ok((rows, counts, incomplete))
+    }
+
     /// The strongest probability of each of its labels over all texts.
     ///
     /// # Errors
@@ -112,9 +130,17 @@ impl Models {
         // Those that do not wait for the first stage's word are asked before it is heard.
         let brought = self.brought.iter().filter(|judge| judge.task == Task::Input);
         let brought: Vec<_> = brought.map(|judge| (judge, judge.ask(forms, windows_max))).collect();
+        let mut suspect = Vec::new();
         if let Some(first) = &self.first {
-            let said = first.judge(forms, windows_max, until).await;
-            judged.scores.first = note(&mut judged, said).first().copied();
+            match first.rows(forms, windows_max, until).await {
+                Ok((rows, counts, incomplete)) => {
+                    judged.scores.windows = rows.len();
+                    suspect = parts::strongest(first.model.plan(), forms, &rows, &counts);
+                    let said = strongest(first.model.plan(), &rows).map(|best| (best, incomplete));
+                    judged.scores.first = note(&mut judged, said).first().copied();
+                }
+                Err(failure) => judged.failure = Some(failure),
+            }
         }
         let thresholds = self.first.as_ref().map(|first| first.model.thresholds());
         let band = thresholds.and_then(|thresholds| thresholds.band);
@@ -126,7 +152,10 @@ impl Models {
         };
         let wanted = stage == SecondStage::Always || (stage == SecondStage::Grey && judged.grey);
         if let (true, Some(second)) = (wanted, &self.second) {
-            let said = second.judge(forms, windows_max, until).await;
+            // Of a long text the second stage looks at what the first found odd, unless it is to look at all.
+            let whole = stage == SecondStage::Always || suspect.is_empty();
+            let texts = if whole { forms } else { suspect.as_slice() };
+            let said = second.judge(texts, windows_max.div_ceil(4), until).await;
             judged.scores.second = note(&mut judged, said).first().copied();
         }
         let weight = thresholds.map_or(1.0, |thresholds| thresholds.weight);

@@ -5,6 +5,7 @@ mod judge;
 mod memo;
 mod moderations;
 mod output;
+mod parts;
 mod quality;
 mod recent;
 mod score;

@@ -86,6 +86,11 @@ impl Broker {
         let body = answer::read_body(body, headers, limits, limit).await?;
         let texts = inputs(&body)?;
         let screening = &live.screening;
+        if let Some((name, why)) = screening.models.absent.first() {
+            tracing::debug!(name, why, "no moderation without every classifier");
+            let text = "A classifier is missing here. Tell the operator, or retry later.";
+            return Err(Refusal::new(Reason::ScreenUnavailable, text));
+        }
         if screening.models.all().next().is_none() {
             let text = "No classifier is loaded here. The operator switches screening on under [screen.input] and [screen.output].";
             return Err(Refusal::new(Reason::ScreenUnavailable, text));
@@ -156,7 +161,8 @@ async fn result(
             let bar = output.model.thresholds().labels.get(label).map_or(1.1, |bars| bars.usual);
             scores.push((label.clone(), score, score >= bar));
         }
-    } else if let Some(failure) = &judged.failure {
+    }
+    if let Some(failure) = &judged.failure {
         return Err(unavailable(failure));
     }
     for finding in &inspected.findings {

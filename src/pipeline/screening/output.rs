@@ -93,6 +93,9 @@ impl Stopped {
 /// The label of answers that no classifier could judge, where the policy lets none of those pass.
 const UNCHECKED: &str = "unchecked";
 
+/// Longest time that a whole answer which is only measured waits for its score.
+const OBSERVED_MAX: Duration = Duration::from_millis(20);
+
 /// Bytes of a token, about: 48 tokens of lag are some 190 bytes of English.
 const TOKEN_BYTES: usize = 4;
 
@@ -242,7 +245,7 @@ impl Guard {
         Ok(self.held.drain(..).map(|held| held.raw).collect())
     }
 
-    /// Judges texts that are here as a whole.
+    /// Judges texts that are here as a whole, all of them within one budget.
     ///
     /// # Errors
     /// Something was found that ends the answer.
@@ -250,26 +253,22 @@ impl Guard {
         &mut self,
         texts: &[(usize, String, Option<String>)],
     ) -> Result<(), Stopped> {
+        let plan = Arc::clone(&self.plan);
+        let budget = match plan.policy.watch {
+            // An answer that is only measured waits no longer than anybody would notice.
+            Watch::Observe => plan.budget().min(OBSERVED_MAX),
+            _ => plan.budget(),
+        };
+        let until = Instant::now() + budget;
         for (index, text, finish) in texts {
             let Some(strand) = self.strands.get_mut(*index) else { continue };
             strand.finish.clone_from(finish);
-            // In parts, so that every part of it is looked at.
-            let mut rest = text.as_str();
-            while !rest.is_empty() {
-                let mut end = rest.len().min(PART_BYTES);
-                while !rest.is_char_boundary(end) {
-                    end -= 1;
-                }
-                let (part, after) = rest.split_at_checked(end).unwrap_or((rest, ""));
-                rest = after;
-                let found = self.strands.get_mut(*index).map(|strand| strand.push(part));
-                self.note(found.unwrap_or_default())?;
-                self.judge_all().await?;
-            }
-            let found = self.strands.get_mut(*index).map(Strand::end);
-            self.note(found.unwrap_or_default())?;
+            let mut found = strand.push(text);
+            found.extend(strand.end());
+            found.extend(strand.judge_whole(&plan, text, until).await);
+            self.note(found)?;
         }
-        Ok(())
+        self.unchecked()
     }
 
     /// Takes a whole text whose scores are known through the exact checks. Gives everything that they found.
@@ -385,9 +384,6 @@ impl Guard {
         out
     }
 }
-
-/// Bytes of a whole answer that are looked at together.
-const PART_BYTES: usize = 1024;
 
 /// What a choice's part of an event says: text, thinking, refusals, arguments of tool calls.
 pub(in crate::pipeline) fn text_of(choice: &Choice<'_>) -> String {

@@ -28,6 +28,8 @@ const FIRST_STEP_BYTES: usize = 64;
 const STEP_BYTES: usize = 192;
 /// Longest answer whose JSON is checked.
 const JSON_MAX_BYTES: usize = 1 << 20;
+/// Narrow looks at a whole answer.
+const NARROW_MAX: usize = 32;
 /// Bytes before what is new that a narrow look covers: the sentence that it goes on with.
 const NARROW_BYTES: usize = 96;
 /// Windows at the end of the text that one look covers.
@@ -187,6 +189,24 @@ impl Strand {
             }
             Err(failure) => self.fail(failure),
         }
+    }
+
+    /// Has the classifier judge a text that is here as a whole, in wide windows and in narrow ones.
+    pub(super) async fn judge_whole(
+        &mut self,
+        plan: &Plan,
+        text: &str,
+        until: Instant,
+    ) -> Vec<Found> {
+        let Some(judge) = plan.output() else { return Vec::new() };
+        let mut texts = vec![text];
+        texts.extend(narrow(text).take(NARROW_MAX));
+        let most = plan.screening.settings.windows_max;
+        let said = match judge.ask(&texts, most) {
+            Ok((asked, _)) => asked.rows(until).await,
+            Err(failure) => Err(failure),
+        };
+        self.take(plan, self.bytes, said)
     }
 
     /// The last so many bytes of the text, or all that is kept of it.
