@@ -119,7 +119,7 @@ fn both_runtimes_give_the_same_probabilities() {
     let Some(library) = library() else { return };
     let texts = seeds();
     assert_eq!(texts.len(), 500);
-    for (name, tolerance) in [("injection-a", 1e-3), ("injection-b", 0.03), ("output", 1e-3)] {
+    for (name, tolerance) in [("injection-a", 1e-3), ("injection-b", 0.04), ("output", 1e-3)] {
         let folder = root().join("models").join(name);
         let [one, other] =
             [Runtime::Candle, Runtime::Onnx].map(|runtime| load(&folder, runtime, Some(&library)));
