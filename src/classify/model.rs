@@ -145,6 +145,11 @@ impl Model {
         cut(&self.encoder, &self.plan, text, most)
     }
 
+    /// Special tokens around each window.
+    pub fn special_tokens(&self) -> usize {
+        self.encoder.before().len() + self.encoder.after().len()
+    }
+
     /// Tokens of a text, without special ones.
     ///
     /// # Errors

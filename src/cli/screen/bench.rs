@@ -89,14 +89,16 @@ fn median(model: &Model, classifier: &mut dyn Classifier, tokens: usize) -> Resu
     Ok(times.get(times.len() / 2).map_or(0.0, Duration::as_secs_f64) * 1e3)
 }
 
-/// A text of so many tokens of the model's, to within a word.
+/// A text that fills so many tokens of the model's, special ones counted, to within a word below.
 fn of_length(model: &Model, tokens: usize) -> Result<String, String> {
     let mut text = String::new();
+    let room = tokens.saturating_sub(model.special_tokens());
     for word in WORDS.split_inclusive(' ').cycle() {
-        if model.tokens(&text).map_err(|failure| failure.to_string())? >= tokens {
+        let longer = format!("{text}{word}");
+        if model.tokens(&longer).map_err(|failure| failure.to_string())? > room {
             break;
         }
-        text.push_str(word);
+        text = longer;
     }
     Ok(text)
 }
