@@ -14,7 +14,7 @@ pub use passage::{Passage, Place, passages, rewritten};
 pub use rules::{Origin, Rules};
 pub use stages::{Scores, join};
 pub use verdict::{
-    CONTROL, Finding, HIDDEN, INJECTION, PERSONAL, SECRET, Verdict, bar, bar_of_many, decide,
+    CONTROL, Finding, HIDDEN, INJECTION, PERSONAL, SECRET, Verdict, bar, bar_of_text, decide,
 };
 
 use crate::config::Action;

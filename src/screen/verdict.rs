@@ -54,7 +54,12 @@ pub struct Verdict {
 /// A bar for the strongest of so many windows. One in a hundred of single windows may be above the usual bar, one in
 /// a thousand above the sure one; a long text has many chances. So for ten windows the sure bar holds, for a hundred
 /// one as much above that, on the scale of logits.
-pub fn bar_of_many(usual: f32, sure: f32, windows: usize) -> f32 {
+/// A text of a few letters (a name, an address) is like nothing that models learned from: for it, too, the sure bar
+/// holds.
+pub fn bar_of_text(usual: f32, sure: f32, windows: usize, bytes: usize) -> f32 {
+    if bytes < FEW_BYTES {
+        return usual.max(sure);
+    }
     let logit = |share: f32| {
         let share = share.clamp(1e-6, 1.0 - 1e-6);
         (share / (1.0 - share)).ln()
@@ -83,6 +88,9 @@ pub fn bar(policy: &InputPolicy, label: &str, origin: Origin, usual: f32, sure: 
         (Origin::User | Origin::Tool, Sensitivity::Usual) => usual,
     }
 }
+
+/// Texts shorter than this say too little.
+const FEW_BYTES: usize = 20;
 
 /// Scores of rules below this only tell, where no threshold of the label says otherwise.
 const RULE_MIN: f32 = 0.5;
@@ -226,11 +234,12 @@ mod tests {
 
     #[test]
     fn many_windows_raise_the_bar() {
-        let of = |windows| bar_of_many(0.9, 0.98, windows);
+        let of = |windows| bar_of_text(0.9, 0.98, windows, 100);
         assert!((of(1) - 0.9).abs() < 1e-4 && (of(0) - 0.9).abs() < 1e-4);
         assert!((of(10) - 0.98).abs() < 1e-4);
         assert!(of(100) > 0.99 && of(100) < 1.0);
-        assert!((bar_of_many(0.5, 0.5, 1000) - 0.5).abs() < 1e-6);
+        assert!((bar_of_text(0.5, 0.5, 1000, 100) - 0.5).abs() < 1e-6);
+        assert_eq!(bar_of_text(0.9, 0.98, 1, 15), 0.98);
     }
 
     #[test]

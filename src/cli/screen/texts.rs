@@ -4,7 +4,7 @@ use super::{LIMIT, ScreenOptions, Told};
 use crate::{
     config::SecondStage,
     pipeline::screening::{Judged, Screening},
-    screen::{Finding, INJECTION, Origin, bar_of_many},
+    screen::{Finding, INJECTION, Origin, bar_of_text},
 };
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
@@ -83,7 +83,7 @@ impl Texts {
         }
         let score = judged.scores.injection.unwrap_or(0.0);
         let bars = self.screening.models.bars(self.stage);
-        let usual = bar_of_many(bars.usual, bars.sure, judged.scores.windows);
+        let usual = bar_of_text(bars.usual, bars.sure, judged.scores.windows, text.len());
         let rules = inspected.findings.iter().filter(|finding| finding.by_rule);
         let by_rule = rules.map(|finding| finding.score).any(|score| score >= 0.5);
         let label = if by_rule || score >= usual { INJECTION } else { "benign" };

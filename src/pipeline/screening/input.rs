@@ -11,7 +11,7 @@ use crate::{
     error::{Reason, Refusal},
     pipeline::record::Record,
     screen::{
-        Finding, INJECTION, Inspected, Passage, Place, Verdict, bar, bar_of_many, decide,
+        Finding, INJECTION, Inspected, Passage, Place, Verdict, bar, bar_of_text, decide,
         rewritten, without,
     },
 };
@@ -280,7 +280,7 @@ fn findings(
             .iter()
             .map(|(label, score)| (label.as_str(), *score, screening.models.bars_of(label)));
         for (label, score, bars) in own.into_iter().chain(others) {
-            let usual = bar_of_many(bars.usual, bars.sure, scores.windows);
+            let usual = bar_of_text(bars.usual, bars.sure, scores.windows, passage.text.len());
             let sure = bars.sure.max(usual);
             if score >= bar(policy, label, passage.origin, usual, sure) {
                 all.push(Finding {

@@ -81,8 +81,8 @@ mod tests {
             strongest(&plan, &["short", &text], &[vec![vec![0.5]], rows].concat(), &[1, count]);
         assert_eq!(found.len(), 2);
         // Window 5 has words 40 to 49.
-        for word in 40..50 {
-            assert!(found[0].contains(words[word].as_str()), "{word}: {}", found[0]);
+        for word in words.iter().skip(40).take(10) {
+            assert!(found[0].contains(word.as_str()), "{word}: {}", found[0]);
         }
         assert!(found[0].len() < text.len() / 3);
         assert_eq!(found[1], "short");
