@@ -178,7 +178,7 @@ pub const SCREEN_THREADS: usize = 1;
 pub const SCREEN_WAITING_MAX: usize = 256;
 /// Windows that a classifier runs together.
 pub const SCREEN_BATCH_MAX: usize = 8;
-/// Windows of one text that a classifier looks at: some 12,000 tokens.
+/// Windows of one text that a classifier looks at: some 25,000 tokens.
 pub const SCREEN_WINDOWS_MAX: usize = 128;
 /// Longest time that screening may add to a request.
 pub const SCREEN_BUDGET: Duration = Duration::from_millis(250);

@@ -141,8 +141,8 @@ impl Screens {
 
     pub(super) fn set(&self, models: &Models) {
         self.up.clear();
-        for (name, _) in &models.absent {
-            self.up.get_or_create(&ClassifierLabel { classifier: name.clone() }).set(0);
+        for absent in &models.absent {
+            self.up.get_or_create(&ClassifierLabel { classifier: absent.name.clone() }).set(0);
         }
         for judge in models.all() {
             let Pulse { windows, runs, failures, waiting, resting, .. } = judge.pool.pulse();

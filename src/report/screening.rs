@@ -66,8 +66,8 @@ pub fn screens(screening: &Screening) -> Screens {
             why: pulse.last_failure,
         }
     });
-    let absent = screening.models.absent.iter().map(|(name, why)| Classifier {
-        name: name.clone(),
+    let absent = screening.models.absent.iter().map(|absent| Classifier {
+        name: absent.name.clone(),
         state: "absent",
         runtime: None,
         version: None,
@@ -76,7 +76,7 @@ pub fn screens(screening: &Screening) -> Screens {
         windows: 0,
         waiting: 0,
         failures: 0,
-        why: Some(why.clone()),
+        why: Some(absent.why.clone()),
     });
     let library = screening.models.library.as_ref().map(|library| match library {
         Ok(path) => path.display().to_string(),

@@ -46,7 +46,7 @@ mod vocabulary;
 pub use blocks::{BlockRule, PrefixBlocks, block_hash};
 pub use encoder::Encoder;
 pub use forgery::{Checked, Spelled};
-pub use memo::{Allowance, CACHE_BYTES, CacheUse};
+pub use memo::{Allowance, CACHE_BYTES, CacheUse, key_of_texts};
 pub use profile::Profile;
 
 use forgery::Guard;

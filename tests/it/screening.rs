@@ -208,3 +208,24 @@ async fn turns_that_come_again_are_remembered() {
     assert_eq!(house.metric(&["berthd_screen_texts_total", "zone=\"remembered\""]), Some(2.0));
     house.close().await;
 }
+
+/// A missing model for answers kept every request out.
+#[cfg(feature = "candle")]
+#[tokio::test]
+async fn a_missing_model_for_answers_keeps_no_request_out() {
+    let server = Scripted::start(Behaviour::ok()).await;
+    let folder = tempfile::tempdir().unwrap();
+    for name in ["injection-a", "injection-b"] {
+        let from = format!("{}/models/{name}", env!("CARGO_MANIFEST_DIR"));
+        std::os::unix::fs::symlink(from, folder.path().join(name)).unwrap();
+    }
+    let plan = Plan::new().server("s", server.addr, "").gpu(&format!(
+        "enabled = false\n{SCREEN}models_folder = \"{}\"\non_failure = \"closed\"\n\
+         [screen.input]\nmode = \"refuse\"\n[screen.output]\nwatch = \"observe\"\n",
+        folder.path().display()
+    ));
+    let house = House::open(&plan).await;
+    assert_eq!(house.ask(&chat("scripted", PLAIN, false)).await.status, 200);
+    assert_eq!(house.ask(&chat("scripted", ATTACK, false)).await.status, 400);
+    house.close().await;
+}

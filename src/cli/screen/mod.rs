@@ -164,7 +164,8 @@ fn load(settings: &Screen) -> Result<Arc<Screening>, Failure> {
 }
 
 fn lacking(models: &Models) -> Result<(), Failure> {
-    let Some((name, why)) = models.absent.first() else { return Ok(()) };
+    let Some(absent) = models.absent.first() else { return Ok(()) };
+    let (name, why) = (&absent.name, &absent.why);
     Err(Failure::configuration(format!("the model {name} cannot be used: {why}")))
 }
 

@@ -7,7 +7,7 @@ use super::{
 use crate::{
     api::Route,
     classify::Failure,
-    config::{Action, InputPolicy, OnFailure, Tenant},
+    config::{Action, InputPolicy, OnFailure, Task, Tenant},
     error::{Reason, Refusal},
     pipeline::record::Record,
     screen::{
@@ -191,7 +191,7 @@ impl Broker {
                 }
                 new
             }
-            Action::Refuse => Err(refused(&verdict)),
+            Action::Refuse => Err(refused()),
         }
     }
 
@@ -229,7 +229,7 @@ impl Broker {
             }
         }
         // What stands where nothing can be written must not pass as if it had been taken out.
-        let new = rewritten(body, &changes).ok_or_else(|| refused(verdict))?;
+        let new = rewritten(body, &changes).ok_or_else(refused)?;
         let settings = &live.settings;
         let mut length = HeaderMap::new();
         length.insert(http::header::CONTENT_LENGTH, HeaderValue::from(new.len()));
@@ -316,7 +316,7 @@ fn deciding(findings: &[Finding], verdict: &Verdict) -> Option<String> {
 
 /// Where a classifier did not speak and the operator wants no request without its word.
 fn closed(live: &Live, policy: &InputPolicy, failure: Option<&Failure>) -> Result<(), Refusal> {
-    let absent = !live.screening.models.absent.is_empty();
+    let absent = live.screening.models.lacks(Task::Input);
     let enforced = policy.mode >= Action::Sanitise;
     if (failure.is_none() && !absent)
         || !enforced
@@ -329,7 +329,7 @@ fn closed(live: &Live, policy: &InputPolicy, failure: Option<&Failure>) -> Resul
 }
 
 /// What the caller hears: that it was refused, not by which rule.
-fn refused(_: &Verdict) -> Refusal {
+fn refused() -> Refusal {
     let text = "This request was refused by the operator's content policy. Change its content; the same content will be refused again.";
     Refusal::new(Reason::InputScreened, text)
 }

@@ -1,6 +1,6 @@
 //! Texts before the classifiers: which stages look at them, and what they say together.
 
-use super::{Models, Screening, parts};
+use super::{Models, Screening, memo::key_of_forms, parts};
 use crate::{
     classify::{Asked, Failure, Model, Pool, strongest},
     config::{SecondStage, Task},
@@ -95,8 +95,7 @@ impl Judge {
 impl Screening {
     /// Judges the forms of one text on its way in. What fails is told, and the rest is used.
     pub async fn judge_input(&self, forms: &[&str], stage: SecondStage, until: Instant) -> Judged {
-        let joined = forms.join("\u{0}");
-        let key = self.models.memo.key(&joined, stage as u8);
+        let key = key_of_forms(forms, stage as u8);
         if let Some(scores) = key.and_then(|key| self.models.memo.get(key)) {
             return Judged { scores, remembered: true, ..Judged::default() };
         }

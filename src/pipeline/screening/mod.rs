@@ -22,11 +22,11 @@ use crate::{
     classify::{self, Bars, Library, Model, Pool, Runtime, Spec},
     config::{Screen, ScreenRuntime, SecondStage, Task},
     screen::{
-        Inspector, Origin, Passage, Rules,
+        Inspector, Origin, Passage, Rules, Scores,
         output::leak::{Secretive, WORDS},
     },
 };
-use memo::{Memo, Prompts};
+use memo::{Memo, key_of_prompts};
 use std::{
     path::{Path, PathBuf},
     sync::Arc,
@@ -55,7 +55,7 @@ pub struct Screening {
     pub models: Arc<Models>,
     /// The exact checks.
     pub inspector: Inspector,
-    prompts: Prompts,
+    prompts: Memo<Arc<Secretive>>,
 }
 
 /// The classifiers, with their threads. A reload that changes nothing about them keeps them.
@@ -69,12 +69,23 @@ pub struct Models {
     pub output: Option<Judge>,
     /// Models that the operator brought.
     pub brought: Vec<Judge>,
-    /// Models that should be here and are not: name and why.
-    pub absent: Vec<(String, String)>,
+    /// Models that should be here and are not.
+    pub absent: Vec<Absent>,
     /// ONNX Runtime's file, or why it is not there.
     pub library: Option<Result<PathBuf, String>>,
-    memo: Memo,
+    memo: Memo<Scores>,
     made_of: Option<Screen>,
+}
+
+/// A model that should be here and is not.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Absent {
+    /// Its name.
+    pub name: String,
+    /// What it would judge.
+    pub task: Task,
+    /// Why it is not here.
+    pub why: String,
 }
 
 /// Why screening could not be set up. What was before goes on.
@@ -104,13 +115,13 @@ impl Screening {
             settings: settings.clone(),
             models,
             inspector: Inspector::new(rules),
-            prompts: Prompts::default(),
+            prompts: Memo::default(),
         })
     }
 
     /// Screening with these models and checks.
     pub fn with(settings: &Screen, models: Models, inspector: Inspector) -> Self {
-        let (models, prompts) = (Arc::new(models), Prompts::default());
+        let (models, prompts) = (Arc::new(models), Memo::default());
         Self { settings: settings.clone(), models, inspector, prompts }
     }
 
@@ -122,12 +133,12 @@ impl Screening {
         if own.is_empty() && self.settings.canaries.is_empty() {
             return None;
         }
-        let key = self.prompts.key(&own);
+        let key = key_of_prompts(&own);
         if let Some(known) = self.prompts.get(key) {
             return Some(known);
         }
         let fresh = Arc::new(Secretive::new(&own, &self.settings.canaries, WORDS));
-        self.prompts.keep(key, &fresh);
+        self.prompts.keep(key, Arc::clone(&fresh));
         Some(fresh)
     }
 
@@ -229,7 +240,7 @@ impl Models {
     ) -> Option<Judge> {
         let Some(folder) = settings.models_folder.clone().or_else(own_folder) else {
             let why = "the models' folder was not found; set screen.models_folder".to_owned();
-            self.absent.push((name.to_owned(), why));
+            self.absent.push(Absent { name: name.to_owned(), task, why });
             return None;
         };
         let runtime = runtime(settings.runtime);
@@ -266,7 +277,7 @@ impl Models {
                     why,
                     "a classifier is absent; the policy for failures holds"
                 );
-                self.absent.push((name.to_owned(), why.clone()));
+                self.absent.push(Absent { name: name.to_owned(), task, why: why.clone() });
             })
             .ok()
     }
@@ -288,6 +299,11 @@ impl Models {
     pub fn bars_of(&self, label: &str) -> Bars {
         let of = |judge: &Judge| judge.model.thresholds().labels.get(label).copied();
         self.brought.iter().find_map(of).unwrap_or(UNTOLD)
+    }
+
+    /// Whether a model that would judge such texts is not here.
+    pub fn lacks(&self, task: Task) -> bool {
+        self.absent.iter().any(|absent| absent.task == task)
     }
 
     /// All of them.

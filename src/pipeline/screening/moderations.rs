@@ -86,8 +86,12 @@ impl Broker {
         let body = answer::read_body(body, headers, limits, limit).await?;
         let texts = inputs(&body)?;
         let screening = &live.screening;
-        if let Some((name, why)) = screening.models.absent.first() {
-            tracing::debug!(name, why, "no moderation without every classifier");
+        if let Some(absent) = screening.models.absent.first() {
+            tracing::debug!(
+                name = absent.name,
+                why = absent.why,
+                "no moderation without every classifier"
+            );
             let text = "A classifier is missing here. Tell the operator, or retry later.";
             return Err(Refusal::new(Reason::ScreenUnavailable, text));
         }

@@ -9,7 +9,7 @@ use crate::{
         event::{self, Choice, Said},
         stream::Event,
     },
-    config::{Action, OnFailure, OutputPolicy, Watch},
+    config::{Action, OnFailure, OutputPolicy, Task, Watch},
     error::{Reason, Refusal},
     screen::{PERSONAL, SECRET, output::leak::Secretive},
 };
@@ -351,7 +351,7 @@ impl Guard {
     fn unchecked(&self) -> Result<(), Stopped> {
         let enforced = matches!(self.plan.policy.watch, Watch::Hold | Watch::Cut);
         let closed = self.plan.screening.settings.on_failure == OnFailure::Closed;
-        let lacking = self.plan.screening.settings.own_models && self.plan.output().is_none();
+        let lacking = self.plan.screening.models.lacks(Task::Output);
         let failed = self.strands.iter().any(|strand| strand.failure.is_some());
         if enforced && closed && (failed || lacking) {
             return Err(Stopped(Found::new(UNCHECKED, "failure", 1.0)));

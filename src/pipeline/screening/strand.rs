@@ -6,8 +6,8 @@ use crate::{
     screen::{
         PERSONAL, SECRET,
         output::{
-            degenerate::{Degeneration, Facts, Kind, Limits, Watch},
-            leak::{How, Leak},
+            degenerate::{Degeneration, Facts, Limits, Watch},
+            leak::Leak,
             quality::{FormatCheck, Wanted, format_of},
         },
         secrets::{self, Class, Finder, Stream},
@@ -56,29 +56,6 @@ fn narrow(text: &str) -> impl Iterator<Item = &str> {
         let end = (start + STEP_BYTES + NARROW_BYTES).min(text.len());
         text.get(border(start)..border(end))
     })
-}
-
-/// The form of a leak in records.
-const fn name(how: How) -> &'static str {
-    match how {
-        How::Plain => "plain",
-        How::Leet => "leet",
-        How::Rot13 => "rot13",
-        How::Reversed => "reversed",
-        How::Base64 => "base64",
-        How::Hex => "hex",
-    }
-}
-
-/// How an answer fell apart, in records.
-const fn ending(kind: Kind) -> &'static str {
-    match kind {
-        Kind::Loop => "loop",
-        Kind::Gibberish => "gibberish",
-        Kind::ControlTokens => "control_tokens",
-        Kind::Replacement => "replacement",
-        Kind::Endless => "endless",
-    }
 }
 
 /// What is known of one choice.
@@ -142,14 +119,14 @@ impl Strand {
             self.recent.drain(..from);
         }
         if let Some(leak) = self.leak.as_mut().and_then(|leak| leak.push(text)) {
-            found.push(Found::new(LEAK, name(leak.how), 1.0));
+            found.push(Found::new(LEAK, leak.how.as_str(), 1.0));
         }
         let secrets = self.secrets.as_mut().map(|secrets| secrets.push(text));
         found.extend(secrets.unwrap_or_default().iter().map(of_secret));
         if let Some(degeneration) = self.watch.push(text)
             && self.degeneration.is_none()
         {
-            found.push(Found::new(DEGENERATE, ending(degeneration.kind), 1.0));
+            found.push(Found::new(DEGENERATE, degeneration.kind.as_str(), 1.0));
             self.degeneration = Some(degeneration);
         }
         found

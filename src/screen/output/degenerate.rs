@@ -91,6 +91,19 @@ pub enum Kind {
     Endless,
 }
 
+impl Kind {
+    /// Its name in records.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Loop => "loop",
+            Self::Gibberish => "gibberish",
+            Self::ControlTokens => "control_tokens",
+            Self::Replacement => "replacement",
+            Self::Endless => "endless",
+        }
+    }
+}
+
 /// When an answer fell apart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Degeneration {

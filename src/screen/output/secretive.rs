@@ -38,6 +38,18 @@ pub enum How {
 }
 
 impl How {
+    /// Its name in records.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Plain => "plain",
+            Self::Leet => "leet",
+            Self::Rot13 => "rot13",
+            Self::Reversed => "reversed",
+            Self::Base64 => "base64",
+            Self::Hex => "hex",
+        }
+    }
+
     pub(super) const fn kind(self) -> u8 {
         match self {
             Self::Leet => 1,

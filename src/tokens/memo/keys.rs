@@ -39,6 +39,16 @@ pub(in crate::tokens) fn of(text: &[u8]) -> Key {
     joined(HighwayHasher::new(*SECRET).hash128(text))
 }
 
+/// A key from several texts in order, for `tag` of what they are to be found for. No text is copied.
+pub fn key_of_texts<'t>(tag: u8, texts: impl IntoIterator<Item = &'t str>) -> u128 {
+    let mut writer = KeyWriter::default();
+    writer.tag(tag);
+    for text in texts {
+        writer.number(of(text.as_bytes()));
+    }
+    writer.key()
+}
+
 fn joined([low, high]: [u64; 2]) -> Key {
     (Key::from(high) << 64) | Key::from(low)
 }

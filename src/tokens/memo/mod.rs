@@ -17,6 +17,7 @@ mod trial;
 mod turns;
 
 pub use cache::CacheUse;
+pub use keys::key_of_texts;
 pub(super) use keys::{Key, KeyWriter, of as key_of};
 pub(super) use piece::Piece;
 
