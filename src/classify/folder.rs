@@ -67,6 +67,8 @@ pub enum Architecture {
 pub enum Activation {
     /// Each output for itself: the logistic function of `output * factor + offset`.
     Sigmoid(Vec<(f32, f32)>),
+    /// Each output for itself, unscaled; each label takes the strongest of the outputs that are listed for it.
+    Strongest(Vec<Vec<usize>>),
     /// All outputs together; each label sums the outputs that are listed for it.
     Softmax(Vec<Vec<usize>>),
 }
@@ -240,11 +242,10 @@ fn foreign(config: Config, wanted: &BTreeMap<String, Vec<String>>) -> Result<Pla
     let names: Vec<String> = own.into_iter().map(|(_, name)| name).collect();
     let groups = groups(&names, wanted)?;
     let multi = config.problem_type.as_deref() == Some("multi_label_classification");
-    let (labels, activation) = if multi || names.len() == 1 {
-        (names.clone(), Activation::Sigmoid(vec![(1.0, 0.0); names.len()]))
-    } else {
-        let (labels, members) = groups.into_iter().unzip();
-        (labels, Activation::Softmax(members))
+    let (labels, members) = groups.into_iter().unzip();
+    let activation = match multi || names.len() == 1 {
+        true => Activation::Strongest(members),
+        false => Activation::Softmax(members),
     };
     let architecture = match config.model_type.as_deref() {
         Some("bert") => match config.position_embedding_type.as_deref() {
@@ -290,6 +291,10 @@ fn groups(
             .position(same)
             .ok_or_else(|| format!("it has no label {name:?}, only {}", names.join(", ")))
     };
+    if wanted.is_empty() && names.len() == 1 {
+        // Whatever it is called, it is what the model is for.
+        return Ok(names.iter().map(|name| (name.clone(), vec![0])).collect());
+    }
     if wanted.is_empty() {
         let bad = |name: &&String| !FINE.contains(&name.to_ascii_lowercase().as_str());
         let all: Vec<(String, Vec<usize>)> = names
@@ -356,6 +361,23 @@ mod tests {
         assert_eq!(plan.activation, Activation::Softmax(vec![vec![1, 2]]));
         let wrong = read(guard(labels), &[("injection", &["attack"])]).unwrap_err();
         assert!(wrong.0.contains("it has no label \"attack\", only ok, INJECTION"), "{wrong}");
+    }
+
+    #[test]
+    fn labels_of_a_model_with_several_at_once_are_joined_by_the_strongest() {
+        let mut config = guard(serde_json::json!({"0": "toxicity", "1": "threat", "2": "safe"}));
+        config["problem_type"] = "multi_label_classification".into();
+        let plan = read(config.clone(), &[("toxic", &["toxicity", "THREAT"])]).unwrap();
+        assert_eq!((plan.outputs, plan.labels.as_slice()), (3, ["toxic".to_owned()].as_slice()));
+        let row = [vec![-1.0, 2.0, 9.0]];
+        let score = crate::classify::strongest(&plan, &row).unwrap();
+        assert!((score[0] - 0.880_797).abs() < 1e-5, "{score:?}");
+        let plan = read(config, &[]).unwrap();
+        assert_eq!(plan.labels, ["toxicity", "threat"]);
+        let score = crate::classify::strongest(&plan, &row).unwrap();
+        assert!((score[0] - 0.268_941).abs() < 1e-5, "{score:?}");
+        let one = read(guard(serde_json::json!({"0": "LABEL_0"})), &[]).unwrap();
+        assert_eq!(one.labels, ["LABEL_0"]);
     }
 
     #[test]

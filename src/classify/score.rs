@@ -117,6 +117,13 @@ fn probabilities(plan: &Plan, row: &[f32]) -> Vec<f32> {
             });
             calibrated.collect()
         }
+        Activation::Strongest(groups) => {
+            let strongest = |members: &Vec<usize>| {
+                let outputs = members.iter().filter_map(|at| row.get(*at));
+                outputs.map(|logit| sigmoid(*logit)).fold(0.0, f32::max)
+            };
+            groups.iter().map(strongest).collect()
+        }
         Activation::Softmax(groups) => {
             let top = row.iter().copied().fold(f32::MIN, f32::max);
             let powers: Vec<f32> = row.iter().map(|logit| (logit - top).exp()).collect();

@@ -5,7 +5,7 @@ use crate::{
     config::{self, Settings},
     daemon::{Daemon, StartError},
     log,
-    pipeline::screening::read_rules,
+    pipeline::screening::Screening,
     systemd::{Listeners, Notifier},
 };
 use std::{io, path::Path, time::Duration};
@@ -52,9 +52,18 @@ pub fn check(path: &Path) -> Result<(), Failure> {
         text.push_str(&format!("warning: {warning}\n"));
     }
     let settings = &loaded.settings;
-    if let Some(rules) = &settings.screen.rules {
-        let rules = read_rules(rules).map_err(|error| Failure::configuration(error.to_string()))?;
-        text.push_str(&format!("{} screening rules pass their own tests.\n", rules.len()));
+    let screening = Screening::load(&settings.screen, None)
+        .map_err(|error| Failure::configuration(error.to_string()))?;
+    for warning in screening.warnings() {
+        text.push_str(&format!("warning: {warning}\n"));
+    }
+    if settings.screen.rules.is_some() {
+        let rules = screening.inspector.rules().len();
+        text.push_str(&format!("{rules} screening rules pass their own tests.\n"));
+    }
+    for judge in screening.models.all() {
+        let (name, runtime) = (&judge.name, judge.model.runtime().as_str());
+        text.push_str(&format!("Classifier {name} runs in {runtime}.\n"));
     }
     text.push_str(&format!(
         "{} is valid: {} tenants, {} models, {} servers.\n",

@@ -23,6 +23,9 @@ pub(super) async fn live(settings: Settings, before: Option<&Live>) -> Result<Li
     let (settings, counters, problems, screening) =
         loaded.await.map_err(|error| StartError::System(format!("loading models: {error}")))?;
     let screening = screening.map_err(|error| StartError::Screening(error.to_string()))?;
+    for problem in screening.unknown_names() {
+        tracing::warn!(problem, "configuration");
+    }
     for (model, problem) in problems {
         tracing::warn!(
             model = model.as_str(),

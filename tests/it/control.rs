@@ -273,9 +273,28 @@ async fn check_explains_every_problem_with_its_line_and_remedy() {
     let (code, _, err) = told(&run(&["check", "--config", &path]).await);
     assert!(code == 78 && err.contains("keys_sha256"), "{err}");
     let good = Setup::default().text(&folder.path().join("s"));
-    fs::write(&file, good).unwrap();
+    fs::write(&file, &good).unwrap();
     let (code, out, err) = told(&run(&["check", "--config", &path]).await);
     assert!(code == 0 && out.contains("is valid: 1 tenants"), "{out}{err}");
+
+    // What would be without effect is told: labels that nobody finds, models that cannot be loaded.
+    let screen = "[screen]\nown_models = false\n[screen.input]\nmode = \"flag\"\n\
+        thresholds = { injectoin = 0.5, secret = 0.5 }\nactions = { jwt = \"refuse\", tags = \"shadow\" }\n\
+        [screen.output]\nwatch = \"cut\"\nactions = { loop = \"flag\", unsave = \"refuse\" }\n";
+    fs::write(&file, format!("{good}{screen}")).unwrap();
+    let (code, out, err) = told(&run(&["check", "--config", &path]).await);
+    let warned: Vec<&str> = out.lines().filter(|line| line.starts_with("warning")).collect();
+    assert!(code == 0 && warned.len() == 2, "{out}{err}");
+    assert!(warned[0].contains("input.thresholds names `injectoin`"), "{out}");
+    assert!(warned[1].contains("output.actions names `unsave`"), "{out}");
+    let models = folder.path().display().to_string();
+    fs::write(
+        &file,
+        format!("{good}[screen]\nmodels_folder = \"{models}\"\n[screen.input]\nmode = \"flag\"\n"),
+    )
+    .unwrap();
+    let (code, out, err) = told(&run(&["check", "--config", &path]).await);
+    assert!(code == 0 && out.contains("warning: classifier `injection-a`: "), "{out}{err}");
 }
 
 #[tokio::test]

@@ -35,6 +35,9 @@ pub struct Screen {
     pub on_failure: OnFailure,
     /// Strings that no answer may hold: put them into system prompts to see leaks.
     pub canaries: Vec<String>,
+    /// Files with text that answers may repeat although a system prompt has it too: questions and answers for
+    /// customers, product facts.
+    pub quotable: Vec<PathBuf>,
     /// Models that the operator brings.
     pub models: Vec<ScreenModel>,
     /// What holds where no policy says otherwise.

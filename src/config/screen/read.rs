@@ -53,6 +53,7 @@ pub(in crate::config) fn screen(section: &mut Section<'_>, surroundings: &Surrou
         budget: section.seconds("budget_s", defaults::SCREEN_BUDGET, 0.001..=60.0),
         on_failure: section.choice("on_failure", OnFailure::Open, &failures),
         canaries: canaries(section),
+        quotable: quotable(section, surroundings),
         models,
         usual,
         policies,
@@ -70,6 +71,20 @@ fn path(
         section.error(key, what, "check the path, and that the daemon's user may read it");
     }
     Some(path)
+}
+
+fn quotable(section: &mut Section<'_>, surroundings: &Surroundings) -> Vec<PathBuf> {
+    let mut files = Vec::new();
+    for found in section.texts("quotable", LABELS_MAX) {
+        let path = surroundings.path(found.text);
+        if let Err(error) = std::fs::metadata(&path) {
+            let what = format!("cannot read {}: {error}", path.display());
+            let remedy = "check the path, and that the daemon's user may read it";
+            section.report.error(found.at, found.key, what, remedy);
+        }
+        files.push(path);
+    }
+    files
 }
 
 fn canaries(section: &mut Section<'_>) -> Vec<String> {

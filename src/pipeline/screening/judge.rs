@@ -169,17 +169,17 @@ impl Models {
             };
             let scores = note(&mut judged, said);
             for (label, score) in judge.model.plan().labels.iter().zip(scores) {
-                add(&mut judged.scores, label, score);
+                add(&mut judged.scores.others, label, score);
             }
         }
         judged
     }
 }
 
-/// What a model of the operator's says: the same label's strongest word counts.
-fn add(scores: &mut Scores, label: &str, score: f32) {
-    match scores.others.iter_mut().find(|(known, _)| known == label) {
+/// Adds a model's word: of the same label's words the strongest counts.
+pub(super) fn add(scores: &mut Vec<(String, f32)>, label: &str, score: f32) {
+    match scores.iter_mut().find(|(known, _)| known == label) {
         Some((_, before)) => *before = before.max(score),
-        None => scores.others.push((label.to_owned(), score)),
+        None => scores.push((label.to_owned(), score)),
     }
 }

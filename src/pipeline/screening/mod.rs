@@ -2,8 +2,10 @@
 
 mod input;
 mod judge;
+mod look;
 mod memo;
 mod moderations;
+mod names;
 mod output;
 mod parts;
 mod quality;
@@ -56,6 +58,8 @@ pub struct Screening {
     /// The exact checks.
     pub inspector: Inspector,
     prompts: Memo<Arc<Secretive>>,
+    /// What answers may repeat.
+    quotable: Vec<String>,
 }
 
 /// The classifiers, with their threads. A reload that changes nothing about them keeps them.
@@ -111,18 +115,28 @@ impl Screening {
             _ if !needed => Arc::default(),
             _ => Arc::new(Models::load(settings)),
         };
+        let quotable = settings.quotable.iter().map(|path| read_quotable(path));
         Ok(Self {
             settings: settings.clone(),
             models,
             inspector: Inspector::new(rules),
             prompts: Memo::default(),
+            quotable: quotable.collect::<Result<_, _>>()?,
         })
+    }
+
+    /// What an operator should hear of after [`Screening::load`]: models that are not here, names that nothing
+    /// answers to.
+    pub fn warnings(&self) -> Vec<String> {
+        let absent = self.models.absent.iter();
+        let absent = absent.map(|absent| format!("classifier `{}`: {}", absent.name, absent.why));
+        absent.chain(self.unknown_names()).collect()
     }
 
     /// Screening with these models and checks.
     pub fn with(settings: &Screen, models: Models, inspector: Inspector) -> Self {
         let (models, prompts) = (Arc::new(models), Memo::default());
-        Self { settings: settings.clone(), models, inspector, prompts }
+        Self { settings: settings.clone(), models, inspector, prompts, quotable: Vec::new() }
     }
 
     /// What answers to a request must not repeat: its own system prompts, and the operator's canaries. `None` where
@@ -130,16 +144,23 @@ impl Screening {
     pub(super) fn secretive(&self, passages: &[Passage]) -> Option<Arc<Secretive>> {
         let own = passages.iter().filter(|passage| passage.origin == Origin::System);
         let own: Vec<&str> = own.map(|passage| passage.text.as_str()).collect();
-        if own.is_empty() && self.settings.canaries.is_empty() {
-            return None;
-        }
         let key = key_of_prompts(&own);
         if let Some(known) = self.prompts.get(key) {
             return Some(known);
         }
-        let fresh = Arc::new(Secretive::new(&own, &self.settings.canaries, WORDS));
+        let fresh = self.secretive_of(&own)?;
         self.prompts.keep(key, Arc::clone(&fresh));
         Some(fresh)
+    }
+
+    /// The index of these system prompts, made anew.
+    fn secretive_of(&self, prompts: &[&str]) -> Option<Arc<Secretive>> {
+        if prompts.is_empty() && self.settings.canaries.is_empty() {
+            return None;
+        }
+        let quotable: Vec<&str> = self.quotable.iter().map(String::as_str).collect();
+        let all = Secretive::new(prompts, &self.settings.canaries, WORDS);
+        Some(Arc::new(all.allowing(&quotable)))
     }
 
     /// Nothing: neither models nor rules.
@@ -148,11 +169,23 @@ impl Screening {
     }
 }
 
+/// Largest file of what answers may repeat; more is not looked at.
+const QUOTABLE_MAX_BYTES: usize = 256 * 1024;
+
+fn read_quotable(path: &Path) -> Result<String, SetupError> {
+    let failed = |what: String| SetupError(format!("{}: {what}", path.display()));
+    let text = std::fs::read_to_string(path).map_err(|error| failed(error.to_string()))?;
+    if text.len() > QUOTABLE_MAX_BYTES {
+        return Err(failed(format!("has {} bytes; allowed are {QUOTABLE_MAX_BYTES}", text.len())));
+    }
+    Ok(text)
+}
+
 /// Reads and checks a file of pattern rules.
 ///
 /// # Errors
 /// Every problem in it, as text.
-pub fn read_rules(path: &Path) -> Result<Rules, SetupError> {
+fn read_rules(path: &Path) -> Result<Rules, SetupError> {
     let failed = |what: String| SetupError(format!("{}: {what}", path.display()));
     let text = std::fs::read_to_string(path).map_err(|error| failed(error.to_string()))?;
     let base = path.parent().unwrap_or(Path::new("."));
@@ -168,6 +201,11 @@ impl Models {
     /// Only a first stage.
     pub fn of(first: Judge) -> Self {
         Self { first: Some(first), ..Self::default() }
+    }
+
+    /// Whether anybody asked for models.
+    pub(super) const fn loaded(&self) -> bool {
+        self.made_of.is_some()
     }
 
     /// Whether these are the models that the settings ask for.
@@ -299,6 +337,19 @@ impl Models {
     pub fn bars_of(&self, label: &str) -> Bars {
         let of = |judge: &Judge| judge.model.thresholds().labels.get(label).copied();
         self.brought.iter().find_map(of).unwrap_or(UNTOLD)
+    }
+
+    /// Everybody who judges answers: our own model, then the operator's.
+    pub(super) fn of_answers(&self) -> impl Iterator<Item = &Judge> {
+        let brought = self.brought.iter().filter(|judge| judge.task == Task::Output);
+        self.output.iter().chain(brought)
+    }
+
+    /// The probability from which a label of an answer counts. `None`: it is a measure only.
+    pub(super) fn bar_of_answer(&self, judge: &Judge, label: &str) -> Option<f32> {
+        let ours = self.output.as_ref().is_some_and(|own| std::ptr::eq(own, judge));
+        let told = judge.model.thresholds().labels.get(label).copied();
+        told.or((!ours).then_some(UNTOLD)).map(|bars| bars.usual)
     }
 
     /// Whether a model that would judge such texts is not here.

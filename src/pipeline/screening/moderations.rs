@@ -158,12 +158,16 @@ async fn result(
         let bar = usual.thresholds.get("injection").map_or(bar, |bar| *bar as f32);
         scores.push(("prompt_injection".to_owned(), score, score >= bar));
     }
-    if let Some(output) = &screening.models.output {
-        let said = output.judge(&[text], screening.settings.windows_max, until).await;
+    for judge in screening.models.of_answers() {
+        let said = judge.judge(&[text], screening.settings.windows_max, until).await;
         let (heads, _) = said.map_err(|failure| unavailable(&failure))?;
-        for (label, score) in output.model.plan().labels.iter().zip(heads) {
-            let bar = output.model.thresholds().labels.get(label).map_or(1.1, |bars| bars.usual);
-            scores.push((label.clone(), score, score >= bar));
+        for (label, score) in judge.model.plan().labels.iter().zip(heads) {
+            let bar = screening.models.bar_of_answer(judge, label);
+            let is = bar.is_some_and(|bar| score >= bar);
+            match scores.iter_mut().find(|(known, ..)| known == label) {
+                Some((_, best, any)) => (*best, *any) = (best.max(score), *any || is),
+                None => scores.push((label.clone(), score, is)),
+            }
         }
     }
     if let Some(failure) = &judged.failure {

@@ -119,11 +119,16 @@ impl Plan {
         self.screening.models.output.as_ref()
     }
 
+    /// Everybody who judges answers.
+    pub(super) fn judges(&self) -> impl Iterator<Item = &Judge> {
+        self.screening.models.of_answers()
+    }
+
     /// Whether a classifier's score counts.
-    pub(super) fn counts(&self, label: &str, score: f32) -> bool {
+    pub(super) fn counts(&self, judge: &Judge, label: &str, score: f32) -> bool {
         let own = self.policy.thresholds.get(label).map(|bar| *bar as f32);
-        let usual = || Some(self.output()?.model.thresholds().labels.get(label)?.usual);
-        // A label without a threshold is a measure, not a finding.
+        let usual = || self.screening.models.bar_of_answer(judge, label);
+        // A label of ours without a threshold is a measure, not a finding.
         own.or_else(usual).is_some_and(|bar| score >= bar)
     }
 
@@ -135,7 +140,9 @@ impl Plan {
             // What a small classifier thinks is a reason to look, and to stop only for who looked.
             "unsafe" | "toxic" => Action::Flag,
             PERSONAL => Action::Shadow,
-            _ => Action::Off,
+            "refusal" | "lowq" => Action::Off,
+            // What the operator's own model says.
+            _ => Action::Flag,
         };
         let wished = named(&found.kind).or_else(|| named(&found.label)).unwrap_or_else(usual);
         match self.policy.watch {

@@ -1,12 +1,8 @@
 //! A whole answer's scores, for those who hold one: the command line, and later whoever must choose between
 //! answers.
 
-use super::{Answered, Guard, Plan, Screening};
-use crate::{
-    classify::Failure,
-    config::Watch,
-    screen::output::leak::{Secretive, WORDS},
-};
+use super::{Answered, Guard, Plan, Screening, judge::add};
+use crate::{classify::Failure, config::Watch};
 use std::sync::Arc;
 use tokio::time::Instant;
 
@@ -42,37 +38,40 @@ impl Screening {
         let mut policy = self.settings.usual.output.clone();
         policy.watch = Watch::Observe;
         let own: Vec<&str> = system.into_iter().collect();
-        let any = !own.is_empty() || !self.settings.canaries.is_empty();
-        let secretive = any.then(|| Arc::new(Secretive::new(&own, &self.settings.canaries, WORDS)));
+        let secretive = self.secretive_of(&own);
         let plan = Arc::new(Plan::new(Arc::clone(self), policy, secretive, false));
         let mut guard = Guard::new(Arc::clone(&plan), 1);
-        let mut heads = Vec::new();
-        if let Some(judge) = plan.output() {
-            let windows_max = self.settings.windows_max;
-            let (scores, _) = judge.judge(&[text], windows_max, until).await?;
-            heads = scores;
+        let (mut said, mut heads) = (Vec::new(), Vec::new());
+        for judge in plan.judges() {
+            let (scores, _) = judge.judge(&[text], self.settings.windows_max, until).await?;
+            if plan.output().is_some_and(|own| std::ptr::eq(own, judge)) {
+                heads.clone_from(&scores);
+            }
+            said.push((judge, scores));
         }
-        let found = guard.exact(text, finish, heads.clone());
+        let found = guard.exact(text, finish, heads);
         let Answered { quality, .. } = guard.answered();
         let mut scores = Vec::new();
         let mut findings: Vec<(String, String)> = Vec::new();
         for one in found {
             findings.push((one.label.to_string(), one.kind.to_string()));
         }
-        if let Some(judge) = plan.output() {
-            for (label, score) in judge.model.plan().labels.iter().zip(&heads) {
-                scores.push((label.clone(), *score));
-                if plan.counts(label, *score) {
-                    findings.push((label.clone(), "model".to_owned()));
+        for (judge, heads) in said {
+            for (label, score) in judge.model.plan().labels.iter().zip(heads) {
+                if plan.counts(judge, label, score) {
+                    findings.push((label.clone(), judge.name.clone()));
                 }
+                add(&mut scores, label, score);
             }
         }
         let found = |label: &str| findings.iter().any(|(found, _)| found == label);
         for label in ["leak", "secret", "degenerate"] {
             scores.push((label.to_owned(), f32::from(u8::from(found(label)))));
         }
-        let worst = WORST_FIRST.iter().find(|label| found(label));
-        let label = (*worst.unwrap_or(&"ok")).to_owned();
+        let known = WORST_FIRST.into_iter().find(|label| found(label));
+        // A label that only the operator's own model has.
+        let other = findings.first().map(|(label, _)| label.as_str());
+        let label = known.or(other).unwrap_or("ok").to_owned();
         Ok(Scored { quality: quality.unwrap_or(0.0), label, scores, findings })
     }
 }

@@ -1,8 +1,8 @@
 //! One choice of an answer while it comes: the exact checks, and the window that a classifier sees.
 
-use super::{Plan, output::Found};
+use super::{Judge, Plan, look::Look, output::Found};
 use crate::{
-    classify::{Asked, Failure, strongest},
+    classify::{Failure, strongest},
     screen::{
         PERSONAL, SECRET,
         output::{
@@ -72,7 +72,7 @@ pub(super) struct Strand {
     shown: usize,
     /// Text up to here was judged, or needs no judging.
     pub judged: usize,
-    pending: Option<(usize, Asked)>,
+    pending: Option<(usize, Look)>,
     /// The strongest score of each label of our output model.
     pub heads: Vec<f32>,
     /// Why there is no score.
@@ -151,21 +151,16 @@ impl Strand {
         if self.pending.is_some() || new == 0 || !(now || new >= step) {
             return;
         }
-        let Some(judge) = plan.output() else {
+        if plan.judges().next().is_none() {
             self.judged = self.bytes;
             return;
-        };
+        }
         // A look covers all that is new and a window before it, so that nothing falls between two looks; and once
         // more only what is new, since a sentence counts for little in a window that is full of others.
         let mut texts = vec![self.end_of(new + RECENT_MAX_BYTES / 3)];
         texts.extend(narrow(self.end_of(new + NARROW_BYTES)));
-        match judge.ask(&texts, WINDOWS_MAX) {
-            Ok((asked, _)) => {
-                self.pending = Some((self.bytes, asked));
-                self.shown = self.bytes;
-            }
-            Err(failure) => self.fail(failure),
-        }
+        self.pending = Some((self.bytes, Look::ask(plan, &texts, WINDOWS_MAX)));
+        self.shown = self.bytes;
     }
 
     /// Has the classifier judge a text that is here as a whole, in wide windows and in narrow ones.
@@ -175,15 +170,11 @@ impl Strand {
         text: &str,
         until: Instant,
     ) -> Vec<Found> {
-        let Some(judge) = plan.output() else { return Vec::new() };
         let mut texts = vec![text];
         texts.extend(narrow(text).take(NARROW_MAX));
-        let most = plan.screening.settings.windows_max;
-        let said = match judge.ask(&texts, most) {
-            Ok((asked, _)) => asked.rows(until).await,
-            Err(failure) => Err(failure),
-        };
-        self.take(plan, self.bytes, said)
+        let mut look = Look::ask(plan, &texts, plan.screening.settings.windows_max);
+        look.wait(until).await;
+        self.take(plan, self.bytes, look)
     }
 
     /// The last so many bytes of the text, or all that is kept of it.
@@ -195,65 +186,60 @@ impl Strand {
         self.recent.get(from..).unwrap_or_default()
     }
 
-    /// What could not be judged goes by the policy for failures.
-    fn fail(&mut self, failure: Failure) {
-        self.failure = Some(failure);
-        (self.shown, self.judged) = (self.bytes, self.bytes);
-    }
-
-    /// Takes the classifier's word, if it is here.
+    /// Takes the classifiers' word, if all of it is here.
     pub(super) fn hear(&mut self, plan: &Plan) -> Vec<Found> {
-        let Some((end, asked)) = &mut self.pending else { return Vec::new() };
-        let end = *end;
-        match asked.try_rows() {
+        match self.pending.take_if(|(_, look)| look.hear()) {
+            Some((end, look)) => self.take(plan, end, look),
             None => Vec::new(),
-            Some(said) => {
-                self.pending = None;
-                self.take(plan, end, said)
-            }
         }
     }
 
-    /// Waits for the classifier's word until then. Dropping the future loses no word.
+    /// Waits for the classifiers' word until then. Dropping the future loses no word.
     pub(super) async fn wait(&mut self, plan: &Plan, until: Instant) -> Vec<Found> {
-        let Some((end, asked)) = &mut self.pending else { return Vec::new() };
-        let end = *end;
-        let said = tokio::time::timeout_at(until, asked.wait()).await;
-        self.pending = None;
-        self.take(plan, end, said.unwrap_or(Err(Failure::Late)))
+        let Some((_, look)) = &mut self.pending else { return Vec::new() };
+        look.wait(until).await;
+        match self.pending.take() {
+            Some((end, look)) => self.take(plan, end, look),
+            None => Vec::new(),
+        }
     }
 
-    fn take(
-        &mut self,
-        plan: &Plan,
-        end: usize,
-        said: Result<Vec<Vec<f32>>, Failure>,
-    ) -> Vec<Found> {
-        let Some(judge) = plan.output() else { return Vec::new() };
-        let scores = said.and_then(|rows| strongest(judge.model.plan(), &rows));
-        match scores {
-            Ok(scores) => {
-                self.judged = self.judged.max(end);
-                self.heads.resize(scores.len(), 0.0);
-                let mut found = Vec::new();
-                for ((label, score), best) in
-                    judge.model.plan().labels.iter().zip(&scores).zip(&mut self.heads)
-                {
-                    *best = best.max(*score);
-                    if plan.counts(label, *score) {
-                        found.push(Found::new(label.clone(), "model", *score));
-                    }
+    fn take(&mut self, plan: &Plan, end: usize, look: Look) -> Vec<Found> {
+        self.judged = self.judged.max(end);
+        let mut found = Vec::new();
+        for (judge, rows) in plan.judges().zip(look.said()) {
+            match rows.and_then(|rows| strongest(judge.model.plan(), &rows)) {
+                Ok(scores) => self.scored(plan, judge, &scores, &mut found),
+                Err(failure) => {
+                    // What could not be judged goes by the policy for failures.
+                    self.failure = Some(failure);
+                    (self.shown, self.judged) = (self.bytes, self.bytes);
                 }
-                found
             }
-            Err(failure) => {
-                self.fail(failure);
-                Vec::new()
+        }
+        found
+    }
+
+    fn scored(&mut self, plan: &Plan, judge: &Judge, scores: &[f32], found: &mut Vec<Found>) {
+        let own = plan.output().is_some_and(|own| std::ptr::eq(own, judge));
+        if own {
+            self.heads.resize(scores.len(), 0.0);
+            for (best, score) in self.heads.iter_mut().zip(scores) {
+                *best = best.max(*score);
+            }
+        }
+        for (label, score) in judge.model.plan().labels.iter().zip(scores) {
+            if plan.counts(judge, label, *score) {
+                found.push(Found::new(
+                    label.clone(),
+                    if own { "model".to_owned() } else { judge.name.clone() },
+                    *score,
+                ));
             }
         }
     }
 
-    /// Whether the classifier has been asked and has not answered.
+    /// Whether the classifiers have been asked and have not been heard.
     pub(super) const fn is_pending(&self) -> bool {
         self.pending.is_some()
     }

@@ -92,6 +92,10 @@ pub enum Kind {
 }
 
 impl Kind {
+    /// All of them.
+    pub const ALL: [Self; 5] =
+        [Self::Loop, Self::Gibberish, Self::ControlTokens, Self::Replacement, Self::Endless];
+
     /// Its name in records.
     pub const fn as_str(self) -> &'static str {
         match self {

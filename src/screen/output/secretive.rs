@@ -38,6 +38,10 @@ pub enum How {
 }
 
 impl How {
+    /// All of them.
+    pub const ALL: [Self; 6] =
+        [Self::Plain, Self::Leet, Self::Rot13, Self::Reversed, Self::Base64, Self::Hex];
+
     /// Its name in records.
     pub const fn as_str(self) -> &'static str {
         match self {
