@@ -13,6 +13,7 @@ mod pool;
 mod pool_tests;
 mod score;
 mod thresholds;
+mod turns;
 
 pub use folder::{Activation, Architecture, FolderError, Plan, Runtime};
 pub use model::{Model, Spec};
@@ -20,6 +21,7 @@ pub use onnx::{Library, LibraryError};
 pub use pool::{Asked, Factory, Limits, Pool, Pulse};
 pub use score::{Cut, cut, strongest};
 pub use thresholds::{Band, Bars, Thresholds};
+pub use turns::Owner;
 
 /// One window of token ids, special tokens and all.
 pub type Window = Vec<u32>;

@@ -1,9 +1,8 @@
-//! Worker threads for one model: a bounded queue, batches across requests, and a breaker. What a model does
+//! Worker threads for one model: a bounded queue in turns by owner, batches across requests, and a breaker. What a model does
 //! wrong (panics, hangs, gives what is no number) stays in here.
 
-use super::{Classifier, Failure, Model, Window, model::factory};
+use super::{Classifier, Failure, Model, Owner, Window, model::factory, turns::Turns};
 use std::{
-    collections::VecDeque,
     fmt, io,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
@@ -66,7 +65,7 @@ struct Shared {
 
 #[derive(Default)]
 struct State {
-    jobs: VecDeque<Job>,
+    jobs: Turns<Job>,
     over: bool,
     pulse: Pulse,
     /// Failures in a row.
@@ -75,6 +74,7 @@ struct State {
 }
 
 struct Job {
+    owner: Owner,
     windows: Vec<Window>,
     /// Of the windows that were run so far, in order.
     rows: Vec<Vec<f32>>,
@@ -160,15 +160,16 @@ impl Pool {
     }
 
     /// Hands windows over. The answer comes through the receiver; dropping that takes them back if they have
-    /// not begun.
+    /// not begun. Owners take turns; where all places are taken, one of who has the most of them is given up.
     ///
     /// # Errors
     /// [`Failure::Full`] or [`Failure::Resting`], at once.
-    pub fn ask(&self, windows: Vec<Window>) -> Result<Asked, Failure> {
+    pub fn ask(&self, owner: Owner, windows: Vec<Window>) -> Result<Asked, Failure> {
         let (reply, answer) = oneshot::channel();
         let mut state = self.shared.state();
         let runs = state.pulse.runs;
         let now = Instant::now();
+        let mut crowded_out = None;
         let turned_away = match state.rests_until {
             Some(until) if until > now => Some(Failure::Resting),
             Some(_) => {
@@ -176,16 +177,25 @@ impl Pool {
                 state.rests_until = Some(now + self.shared.limits.rest);
                 None
             }
-            None if state.jobs.len() >= self.shared.limits.waiting_max => Some(Failure::Full),
+            None if state.jobs.len() >= self.shared.limits.waiting_max => {
+                crowded_out = state.jobs.crowd_out(owner);
+                crowded_out.is_none().then_some(Failure::Full)
+            }
             None => None,
         };
+        if turned_away.is_none() {
+            state.jobs.push(owner, Job { owner, windows, rows: Vec::new(), reply });
+        }
+        drop(state);
+        if let Some(job) = crowded_out {
+            self.shared.note(&Failure::Full);
+            // Whoever left needs no answer.
+            let _ = job.reply.send(Err(Failure::Full));
+        }
         if let Some(failure) = turned_away {
-            drop(state);
             self.shared.note(&failure);
             return Err(failure);
         }
-        state.jobs.push_back(Job { windows, rows: Vec::new(), reply });
-        drop(state);
         self.shared.ring.notify_one();
         Ok(Asked { answer, runs, shared: Arc::clone(&self.shared) })
     }
@@ -272,7 +282,7 @@ fn take(shared: &Shared) -> Option<Vec<Slice>> {
     loop {
         let (mut batch, mut room) = (Vec::new(), most);
         while room > 0
-            && let Some(job) = state.jobs.pop_front()
+            && let Some((_, job)) = state.jobs.pop()
         {
             if !job.reply.is_closed() {
                 let count = (job.windows.len() - job.rows.len()).min(room);
@@ -345,7 +355,7 @@ fn answer(shared: &Shared, batch: Vec<Slice>, result: Result<Vec<Vec<f32>>, Fail
     state.pulse.texts += whole.len() as u64;
     state.pulse.windows += windows;
     // Behind those who came meanwhile: a long text takes its turns like any other.
-    state.jobs.extend(left);
+    left.into_iter().for_each(|job| state.jobs.push(job.owner, job));
     drop(state);
     for job in whole {
         // Whoever left needs no answer.

@@ -1,6 +1,6 @@
 //! Pools over scripted models: slow, wrong and panicking ones stay where they are.
 
-use super::{Classifier, Factory, Failure, Limits, Pool};
+use super::{Classifier, Factory, Failure, Limits, Owner, Pool};
 use std::{
     sync::{
         Arc, Condvar, Mutex,
@@ -17,6 +17,9 @@ const LIMITS: Limits = Limits {
     failures_max: 3,
     rest: Duration::from_millis(300),
 };
+
+/// Whose text it is, where that does not matter.
+const ME: Owner = Owner::NOBODY;
 
 /// What a scripted model does with a batch.
 type Script = Arc<dyn Fn(&[&[u32]]) -> Result<Vec<Vec<f32>>, String> + Send + Sync>;
@@ -69,7 +72,7 @@ async fn each_text_gets_its_own_rows() {
     let pool = pool(LIMITS, Arc::new(echo));
     let mut asked = Vec::new();
     for text in 0..4_u32 {
-        asked.push((text, pool.ask(vec![vec![text], vec![text + 10]]).unwrap()));
+        asked.push((text, pool.ask(ME, vec![vec![text], vec![text + 10]]).unwrap()));
     }
     for (text, asked) in asked {
         let rows = asked.rows(soon()).await.unwrap();
@@ -91,11 +94,11 @@ async fn texts_that_wait_run_together() {
             echo(windows)
         }),
     );
-    let first = pool.ask(vec![vec![0]]).unwrap();
+    let first = pool.ask(ME, vec![vec![0]]).unwrap();
     while sizes.lock().unwrap().is_empty() {
         tokio::task::yield_now().await;
     }
-    let rest: Vec<_> = (1..4).map(|text| pool.ask(vec![vec![text]]).unwrap()).collect();
+    let rest: Vec<_> = (1..4).map(|text| pool.ask(ME, vec![vec![text]]).unwrap()).collect();
     gate.open();
     first.rows(soon()).await.unwrap();
     for asked in rest {
@@ -117,16 +120,16 @@ async fn a_full_queue_turns_away_at_once_and_who_left_is_skipped() {
             echo(windows)
         }),
     );
-    let first = pool.ask(vec![vec![0]]).unwrap();
+    let first = pool.ask(ME, vec![vec![0]]).unwrap();
     while runs.load(Ordering::SeqCst) == 0 {
         tokio::task::yield_now().await;
     }
-    let waiting: Vec<_> = (0..4).map(|_| pool.ask(vec![vec![1]]).unwrap()).collect();
-    assert_eq!(pool.ask(vec![vec![2]]).unwrap_err(), Failure::Full);
+    let waiting: Vec<_> = (0..4).map(|_| pool.ask(ME, vec![vec![1]]).unwrap()).collect();
+    assert_eq!(pool.ask(ME, vec![vec![2]]).unwrap_err(), Failure::Full);
     drop(waiting);
     gate.open();
     first.rows(soon()).await.unwrap();
-    pool.ask(vec![vec![3]]).unwrap().rows(soon()).await.unwrap();
+    pool.ask(ME, vec![vec![3]]).unwrap().rows(soon()).await.unwrap();
     assert_eq!(runs.load(Ordering::SeqCst), 2, "those who left were not run");
 }
 
@@ -141,17 +144,17 @@ async fn a_slow_model_is_late_for_its_caller_and_rests() {
             echo(windows)
         }),
     );
-    let asked = pool.ask(vec![vec![0]]).unwrap();
+    let asked = pool.ask(ME, vec![vec![0]]).unwrap();
     let begun = Instant::now();
     assert_eq!(asked.rows(begun + Duration::from_millis(50)).await.unwrap_err(), Failure::Late);
     assert!(begun.elapsed() < Duration::from_secs(5), "its caller waits no longer than it said");
     // Whoever comes next is not kept waiting for a model that stands still.
-    assert_eq!(pool.ask(vec![vec![1]]).unwrap_err(), Failure::Resting);
+    assert_eq!(pool.ask(ME, vec![vec![1]]).unwrap_err(), Failure::Resting);
     assert!(pool.pulse().resting);
     gate.open();
     // After its rest one text tries it, and it is well again.
     tokio::time::sleep_until(begun + LIMITS.rest + Duration::from_millis(100)).await;
-    pool.ask(vec![vec![2]]).unwrap().rows(soon()).await.unwrap();
+    pool.ask(ME, vec![vec![2]]).unwrap().rows(soon()).await.unwrap();
     assert!(!pool.pulse().resting);
 }
 
@@ -168,9 +171,9 @@ async fn panics_and_numbers_that_are_none_are_failures_of_one_text() {
         }),
     );
     for (id, label) in [(7, "broken"), (8, "not_a_number"), (9, "broken"), (10, "broken")] {
-        let failure = pool.ask(vec![vec![id]]).unwrap().rows(soon()).await.unwrap_err();
+        let failure = pool.ask(ME, vec![vec![id]]).unwrap().rows(soon()).await.unwrap_err();
         assert_eq!(failure.as_str(), label, "{id}: {failure}");
-        let fine = pool.ask(vec![vec![1]]).unwrap().rows(soon()).await;
+        let fine = pool.ask(ME, vec![vec![1]]).unwrap().rows(soon()).await;
         assert_eq!(fine.unwrap(), [[1.0]], "the next text is judged");
     }
     let failures: u64 = pool.pulse().failures.iter().map(|(_, count)| count).sum();
@@ -192,11 +195,11 @@ async fn a_long_text_takes_turns_with_the_others() {
             echo(windows)
         }),
     );
-    let long = pool.ask((0..10).map(|_| vec![1]).collect()).unwrap();
+    let long = pool.ask(ME, (0..10).map(|_| vec![1]).collect()).unwrap();
     while order.lock().unwrap().is_empty() {
         tokio::task::yield_now().await;
     }
-    let short = pool.ask(vec![vec![2]]).unwrap();
+    let short = pool.ask(ME, vec![vec![2]]).unwrap();
     gate.open();
     assert_eq!(short.rows(soon()).await.unwrap(), [[2.0]]);
     assert_eq!(long.rows(soon()).await.unwrap().len(), 10);
@@ -216,9 +219,9 @@ async fn a_model_that_always_fails_rests() {
         }),
     );
     for _ in 0..3 {
-        pool.ask(vec![vec![0]]).unwrap().rows(soon()).await.unwrap_err();
+        pool.ask(ME, vec![vec![0]]).unwrap().rows(soon()).await.unwrap_err();
     }
-    assert_eq!(pool.ask(vec![vec![0]]).unwrap_err(), Failure::Resting);
+    assert_eq!(pool.ask(ME, vec![vec![0]]).unwrap_err(), Failure::Resting);
     assert_eq!(runs.load(Ordering::SeqCst), 3);
 }
 
@@ -226,6 +229,38 @@ async fn a_model_that_always_fails_rests() {
 async fn a_model_that_cannot_be_loaded_is_absent() {
     let factory: Factory = Arc::new(|| Err("no file".to_owned()));
     let pool = Pool::start(factory, "test", LIMITS).unwrap();
-    let failure = pool.ask(vec![vec![0]]).unwrap().rows(soon()).await.unwrap_err();
+    let failure = pool.ask(ME, vec![vec![0]]).unwrap().rows(soon()).await.unwrap_err();
     assert_eq!(failure, Failure::Absent("no file".to_owned()));
+}
+
+/// A flood of one owner's texts costs the flooder its newest, and another owner waits for one turn.
+#[tokio::test]
+async fn a_flood_harms_whoever_sends_it() {
+    let gate = Arc::new(Gate::default());
+    let waits = Arc::clone(&gate);
+    let order = Arc::new(Mutex::new(Vec::new()));
+    let ran = Arc::clone(&order);
+    let script = move |windows: &[&[u32]]| {
+        waits.pass();
+        ran.lock().unwrap().extend(windows.iter().map(|window| window[0]));
+        echo(windows)
+    };
+    let pool = pool(Limits { batch_max: 1, ..LIMITS }, Arc::new(script));
+    let (flooder, other) = (Owner::of("flooder"), Owner::of("other"));
+    let first = pool.ask(flooder, vec![vec![0]]).unwrap();
+    while pool.pulse().waiting > 0 {
+        tokio::task::yield_now().await;
+    }
+    let flood: Vec<_> = (1..5).map(|text| pool.ask(flooder, vec![vec![text]]).unwrap()).collect();
+    assert_eq!(pool.ask(flooder, vec![vec![9]]).unwrap_err(), Failure::Full);
+    let quiet = pool.ask(other, vec![vec![7]]).unwrap();
+    gate.open();
+    assert_eq!(quiet.rows(soon()).await.unwrap(), [[7.0]]);
+    first.rows(soon()).await.unwrap();
+    let mut answers = Vec::new();
+    for asked in flood {
+        answers.push(asked.rows(soon()).await.map(|rows| rows[0][0]));
+    }
+    assert_eq!(answers, [Ok(1.0), Ok(2.0), Ok(3.0), Err(Failure::Full)]);
+    assert_eq!(*order.lock().unwrap(), [0, 1, 7, 2, 3], "the other waited for one turn");
 }

@@ -16,6 +16,7 @@ use super::{
 };
 use crate::{
     api::{FieldLimits, Request, Route, fields, outgoing, shapes::Weight},
+    classify::Owner,
     config::{self, Action, Tenant, Watch},
     error::{Reason, Refusal},
     ids::{ModelName, RequestId, Tier},
@@ -468,7 +469,8 @@ impl Studied {
         let plan = || {
             let screening = Arc::clone(&live.screening);
             let secretive = self.secretive.clone();
-            Arc::new(Plan::new(screening, policy.output.clone(), secretive, self.json))
+            let owner = Owner::of(tenant.name.as_str());
+            Arc::new(Plan::new(screening, policy.output.clone(), secretive, self.json, owner))
         };
         watched.then(plan)
     }

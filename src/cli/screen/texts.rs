@@ -2,6 +2,7 @@
 
 use super::{LIMIT, ScreenOptions, Told};
 use crate::{
+    classify::Owner,
     config::SecondStage,
     pipeline::screening::{Judged, Screening},
     screen::{Finding, INJECTION, Origin, bar_of_text},
@@ -76,7 +77,7 @@ impl Texts {
         let begun = Instant::now();
         let inspected = self.screening.inspector.inspect(0, origin, text);
         let forms: Vec<&str> = inspected.forms.iter().map(String::as_str).collect();
-        let judged = self.screening.judge_input(&forms, self.stage, begun + LIMIT);
+        let judged = self.screening.judge_input(Owner::NOBODY, &forms, self.stage, begun + LIMIT);
         let Some(judged) = wait(judged) else { return broken("", "the runtime does not start") };
         if let (Some(failure), None) = (&judged.failure, judged.scores.injection) {
             return broken(&json!({ "id": id }).to_string(), &failure.to_string());

@@ -6,7 +6,7 @@ use super::{
 };
 use crate::{
     api::Route,
-    classify::Failure,
+    classify::{Failure, Owner},
     config::{Action, InputPolicy, OnFailure, Task, Tenant},
     error::{Reason, Refusal},
     pipeline::record::Record,
@@ -164,7 +164,8 @@ impl Broker {
         let until = begun + live.settings.screen.budget;
         let passages: Arc<[Passage]> = std::mem::take(&mut studied.passages).into();
         let inspected = self.inspect(live, &passages).await?;
-        let judged = judge(&live.screening, &policy, &inspected, until).await;
+        let owner = Owner::of(tenant.name.as_str());
+        let judged = judge(&live.screening, owner, &policy, &inspected, until).await;
         let findings = findings(&live.screening, &policy, &passages, &inspected, &judged);
         let verdict = decide(&policy, &findings);
         let failure = judged.iter().find_map(|judged| judged.failure.as_ref());
@@ -249,6 +250,7 @@ fn inspect_all(screening: &Screening, passages: &[Passage]) -> Vec<Inspected> {
 /// All texts before the classifiers. The first of them that fails for want of time leaves none for the others.
 async fn judge(
     screening: &Screening,
+    owner: Owner,
     policy: &InputPolicy,
     inspected: &[Inspected],
     until: Instant,
@@ -256,7 +258,7 @@ async fn judge(
     let mut judged = Vec::with_capacity(inspected.len());
     for one in inspected {
         let forms: Vec<&str> = one.forms.iter().map(String::as_str).collect();
-        judged.push(screening.judge_input(&forms, policy.second_stage, until).await);
+        judged.push(screening.judge_input(owner, &forms, policy.second_stage, until).await);
     }
     judged
 }

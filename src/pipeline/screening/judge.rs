@@ -2,7 +2,7 @@
 
 use super::{Models, Screening, memo::key_of_forms, parts};
 use crate::{
-    classify::{Asked, Failure, Model, Pool, strongest},
+    classify::{Asked, Failure, Model, Owner, Pool, strongest},
     config::{SecondStage, Task},
     screen::{Scores, join},
 };
@@ -47,7 +47,12 @@ impl Judge {
     ///
     /// # Errors
     /// [`Failure`], at once.
-    pub fn ask(&self, texts: &[&str], windows_max: usize) -> Result<(Asked, bool), Failure> {
+    pub fn ask(
+        &self,
+        owner: Owner,
+        texts: &[&str],
+        windows_max: usize,
+    ) -> Result<(Asked, bool), Failure> {
         let mut windows = Vec::new();
         let mut incomplete = false;
         for text in texts {
@@ -55,12 +60,13 @@ impl Judge {
             incomplete |= cut.incomplete;
             windows.extend(cut.windows);
         }
-        Ok((self.pool.ask(windows)?, incomplete))
+        Ok((self.pool.ask(owner, windows)?, incomplete))
     }
 
     /// Raw outputs of every window of the texts, in order, and how many windows each text has.
     async fn rows(
         &self,
+        owner: Owner,
         texts: &[&str],
         windows_max: usize,
         until: Instant,
@@ -72,7 +78,7 @@ impl Judge {
             counts.push(cut.windows.len());
             windows.extend(cut.windows);
         }
-        let rows = self.pool.ask(windows)?.rows(until).await?;
+        let rows = self.pool.ask(owner, windows)?.rows(until).await?;
         Ok((rows, counts, incomplete))
     }
 
@@ -82,11 +88,12 @@ impl Judge {
     /// [`Failure`].
     pub async fn judge(
         &self,
+        owner: Owner,
         texts: &[&str],
         windows_max: usize,
         until: Instant,
     ) -> Result<(Vec<f32>, bool), Failure> {
-        let (asked, incomplete) = self.ask(texts, windows_max)?;
+        let (asked, incomplete) = self.ask(owner, texts, windows_max)?;
         let rows = asked.rows(until).await?;
         Ok((strongest(self.model.plan(), &rows)?, incomplete))
     }
@@ -94,12 +101,19 @@ impl Judge {
 
 impl Screening {
     /// Judges the forms of one text on its way in. What fails is told, and the rest is used.
-    pub async fn judge_input(&self, forms: &[&str], stage: SecondStage, until: Instant) -> Judged {
+    pub async fn judge_input(
+        &self,
+        owner: Owner,
+        forms: &[&str],
+        stage: SecondStage,
+        until: Instant,
+    ) -> Judged {
         let key = key_of_forms(forms, stage as u8);
         if let Some(scores) = key.and_then(|key| self.models.memo.get(key)) {
             return Judged { scores, remembered: true, ..Judged::default() };
         }
-        let judged = self.models.judge_input(forms, stage, self.settings.windows_max, until).await;
+        let most = self.settings.windows_max;
+        let judged = self.models.judge_input(owner, forms, (stage, most), until).await;
         if let (Some(key), None) = (key, &judged.failure) {
             self.models.memo.keep(key, judged.scores.clone());
         }
@@ -110,9 +124,9 @@ impl Screening {
 impl Models {
     async fn judge_input(
         &self,
+        owner: Owner,
         forms: &[&str],
-        stage: SecondStage,
-        windows_max: usize,
+        (stage, windows_max): (SecondStage, usize),
         until: Instant,
     ) -> Judged {
         let mut judged = Judged::default();
@@ -128,10 +142,11 @@ impl Models {
         };
         // Those that do not wait for the first stage's word are asked before it is heard.
         let brought = self.brought.iter().filter(|judge| judge.task == Task::Input);
-        let brought: Vec<_> = brought.map(|judge| (judge, judge.ask(forms, windows_max))).collect();
+        let brought: Vec<_> =
+            brought.map(|judge| (judge, judge.ask(owner, forms, windows_max))).collect();
         let mut suspect = Vec::new();
         if let Some(first) = &self.first {
-            match first.rows(forms, windows_max, until).await {
+            match first.rows(owner, forms, windows_max, until).await {
                 Ok((rows, counts, incomplete)) => {
                     judged.scores.windows = rows.len();
                     suspect = parts::strongest(first.model.plan(), forms, &rows, &counts);
@@ -154,7 +169,7 @@ impl Models {
             // Of a long text the second stage looks at what the first found odd, unless it is to look at all.
             let whole = stage == SecondStage::Always || suspect.is_empty();
             let texts = if whole { forms } else { suspect.as_slice() };
-            let said = second.judge(texts, windows_max.div_ceil(4), until).await;
+            let said = second.judge(owner, texts, windows_max.div_ceil(4), until).await;
             judged.scores.second = note(&mut judged, said).first().copied();
         }
         let weight = thresholds.map_or(1.0, |thresholds| thresholds.weight);

@@ -18,7 +18,7 @@ pub(super) struct Look(Vec<Part>);
 impl Look {
     /// Hands the texts to all of them. Who cannot take them has said so at once.
     pub(super) fn ask(plan: &Plan, texts: &[&str], windows_max: usize) -> Self {
-        let ask = |judge: &Judge| match judge.ask(texts, windows_max) {
+        let ask = |judge: &Judge| match judge.ask(plan.owner, texts, windows_max) {
             Ok((asked, _)) => Part::Asked(asked),
             Err(failure) => Part::Said(Err(failure)),
         };

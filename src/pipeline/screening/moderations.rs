@@ -8,6 +8,7 @@ use super::{
 };
 use crate::{
     api::{answer::Usage, fields, json},
+    classify::Owner,
     config::SecondStage,
     error::{Reason, Refusal},
     ids::RequestId,
@@ -79,7 +80,8 @@ impl Broker {
         B: http_body::Body<Data = Bytes> + Unpin,
     {
         let live = self.live.load_full();
-        self.authenticate(&live, headers, record)?;
+        let tenant = self.authenticate(&live, headers, record)?;
+        let owner = Owner::of(tenant.name.as_str());
         answer::check_media(headers)?;
         let (limits, limit) = (&live.settings.limits, live.settings.listen.body_limit);
         let _room = answer::body_room(&self.bodies, BODIES_MAX_KIB, headers, limits, limit).await?;
@@ -104,7 +106,7 @@ impl Broker {
         let passages: Arc<[Passage]> = texts.into_iter().map(passage).collect();
         let inspected = self.inspect(&live, &passages).await?;
         for (passage, inspected) in passages.iter().zip(&inspected) {
-            results.push(result(screening, &passage.text, inspected).await?);
+            results.push(result(screening, owner, &passage.text, inspected).await?);
         }
         let model = "berthd-screen";
         Ok(json!({ "id": format!("modr-{}", id.as_str()), "model": model, "results": results }))
@@ -145,13 +147,14 @@ fn inputs(body: &[u8]) -> Result<Vec<String>, Refusal> {
 
 async fn result(
     screening: &Screening,
+    owner: Owner,
     text: &str,
     inspected: &Inspected,
 ) -> Result<Value, Refusal> {
     let usual = &screening.settings.usual.input;
     let until = Instant::now() + screening.settings.budget;
     let forms: Vec<&str> = inspected.forms.iter().map(String::as_str).collect();
-    let judged = screening.judge_input(&forms, SecondStage::Grey, until).await;
+    let judged = screening.judge_input(owner, &forms, SecondStage::Grey, until).await;
     let mut scores: Vec<(String, f32, bool)> = Vec::new();
     if let Some(score) = judged.scores.injection {
         let bar = screening.models.bars(SecondStage::Grey).usual;
@@ -159,7 +162,7 @@ async fn result(
         scores.push(("prompt_injection".to_owned(), score, score >= bar));
     }
     for judge in screening.models.of_answers() {
-        let said = judge.judge(&[text], screening.settings.windows_max, until).await;
+        let said = judge.judge(owner, &[text], screening.settings.windows_max, until).await;
         let (heads, _) = said.map_err(|failure| unavailable(&failure))?;
         for (label, score) in judge.model.plan().labels.iter().zip(heads) {
             let bar = screening.models.bar_of_answer(judge, label);

@@ -9,6 +9,7 @@ use crate::{
         event::{self, Choice, Said},
         stream::Event,
     },
+    classify::Owner,
     config::{Action, OnFailure, OutputPolicy, Task, Watch},
     error::{Reason, Refusal},
     screen::{PERSONAL, SECRET, output::leak::Secretive},
@@ -28,6 +29,8 @@ pub struct Plan {
     pub(super) step_bytes: usize,
     /// The caller asked for JSON.
     pub(super) json: bool,
+    /// Whose turns it takes.
+    pub(super) owner: Owner,
 }
 
 /// Something that was found in an answer.
@@ -106,13 +109,14 @@ impl Plan {
         policy: OutputPolicy,
         secretive: Option<Arc<Secretive>>,
         json: bool,
+        owner: Owner,
     ) -> Self {
         // Two looks within the lag: the second is on its way when the first is needed.
         let step_bytes = match policy.watch {
             Watch::Hold => (policy.hold_tokens as usize * TOKEN_BYTES / 2).max(32),
             _ => usize::MAX,
         };
-        Self { screening, policy, secretive, step_bytes, json }
+        Self { screening, policy, secretive, step_bytes, json, owner }
     }
 
     pub(super) fn output(&self) -> Option<&Judge> {

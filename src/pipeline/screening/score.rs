@@ -2,7 +2,10 @@
 //! answers.
 
 use super::{Answered, Guard, Plan, Screening, judge::add};
-use crate::{classify::Failure, config::Watch};
+use crate::{
+    classify::{Failure, Owner},
+    config::Watch,
+};
 use std::sync::Arc;
 use tokio::time::Instant;
 
@@ -39,11 +42,12 @@ impl Screening {
         policy.watch = Watch::Observe;
         let own: Vec<&str> = system.into_iter().collect();
         let secretive = self.secretive_of(&own);
-        let plan = Arc::new(Plan::new(Arc::clone(self), policy, secretive, false));
+        let plan = Arc::new(Plan::new(Arc::clone(self), policy, secretive, false, Owner::NOBODY));
         let mut guard = Guard::new(Arc::clone(&plan), 1);
         let (mut said, mut heads) = (Vec::new(), Vec::new());
         for judge in plan.judges() {
-            let (scores, _) = judge.judge(&[text], self.settings.windows_max, until).await?;
+            let (scores, _) =
+                judge.judge(plan.owner, &[text], self.settings.windows_max, until).await?;
             if plan.output().is_some_and(|own| std::ptr::eq(own, judge)) {
                 heads.clone_from(&scores);
             }
