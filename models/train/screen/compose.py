@@ -56,8 +56,8 @@ def seeds():
                 continue
             if text and (kind, text) not in seen:
                 seen.add((kind, text))
-                rows.append({"text": text, "kind": kind, "lang": str(row.get("lang") or "en"),
-                             "author": str(row.get("author") or path.stem)})
+                rows.append({"text": text, "kind": kind, "lang": str(row.get("lang") or "en"), "author": str(row.get("author") or path.stem),
+                             "calm": fold.fold(str(row.get("calm") or "")).strip()})
     return rows
 
 
@@ -94,10 +94,10 @@ def noisy(rng, text):
 
 
 class Maker:
-    def __init__(self, train, harm, seed, without=None):
-        """`without`: an author whose seeds are left out."""
+    def __init__(self, train, harm, seed, without=()):
+        """`without`: authors whose seeds are left out."""
         self.rng = random.Random(seed)
-        rows = [s for s in seeds() if s["author"] != without]
+        rows = [s for s in seeds() if s["author"] not in without]
         self.kinds = by_kind(rows)
         self.documents = defaultdict(list)
         for row in train:
@@ -128,6 +128,18 @@ class Maker:
         at = self.rng.randint(0, max(0, len(document) - count))
         return [x[:400] for x in document[at:at + count]]
 
+    def attack(self, payload):
+        return fill(self.rng, payload["text"], goal=self.rng.choice(self.bad_goals))
+
+    def calm(self, payload):
+        """The author's harmless twin of an attack; empty where there is none."""
+        return fill(self.rng, payload.get("calm") or "", goal=self.rng.choice(self.good_goals))
+
+    def near_miss(self, payload):
+        if payload.get("calm") and self.rng.random() < .7:
+            return self.calm(payload)
+        return self.harmless(payload["lang"])
+
     def harmless(self, lang):
         roll, pick = self.rng.random(), self.rng.choice
         if roll < .35:
@@ -142,7 +154,7 @@ class Maker:
         """Each payload in `times` carriers, each with its clean twin."""
         for payload in payloads:
             for _ in range(times):
-                text = fill(self.rng, payload["text"])
+                text = self.attack(payload)
                 if self.rng.random() < .15:
                     text = noisy(self.rng, text)
                 shape, lines = self.rng.choice(carriers.SHAPES), self.lines(payload["lang"])
@@ -153,32 +165,34 @@ class Maker:
                 calm = self.rng.__class__(0)
                 calm.setstate(state)
                 self.rng.setstate(after)
-                clean = carriers.place(shape, calm, lines, self.harmless(payload["lang"]))
+                clean = carriers.place(shape, calm, lines, self.near_miss(payload))
                 if attacked and clean:
                     pair = len(self.out)
                     name = shape.__name__
                     self.add(attacked[0], 1, f"c_{payload['kind']}", payload["author"], payload["lang"], name, attacked[1], pair)
-                    self.add(clean[0], 0, "c_clean_twin", payload["author"], payload["lang"], name, None, pair)
+                    self.add(clean[0], 0, "c_clean_twin", payload["author"], payload["lang"], name, clean[1] if self.rng.random() < .6 else None, pair)
 
     def direct(self, payloads, times):
         """An attack as the user's own words: bare, before, after, around a question."""
         for payload in payloads:
             for turn in range(times):
-                text = fill(self.rng, payload["text"])
+                text = self.attack(payload)
                 if turn and self.rng.random() < .3:
                     text = noisy(self.rng, text)
                 question = self.rng.choice(self.queries)
                 glue = self.rng.choice([" ", "\n", "\n\n", ". ", "\n---\n"])
                 shape = self.rng.choice(["bare", "after", "before", "after", "around"]) if turn else "bare"
-                extra = self.harmless(payload["lang"])
+                extra, calm = self.harmless(payload["lang"]), self.calm(payload)
                 def wrap(middle):
                     return {"bare": middle, "after": question + glue + middle, "before": middle + glue + question,
                             "around": question + glue + middle + glue + extra}[shape]
                 whole = wrap(text)
                 start = whole.find(text)
-                pair = len(self.out) if shape != "bare" else None
+                pair = len(self.out) if shape != "bare" or calm else None
                 self.add(whole, 1, f"d_{payload['kind']}", payload["author"], payload["lang"], "plain", [start, start + len(text)], pair)
-                if shape != "bare":
+                if calm and (shape == "bare" or self.rng.random() < .7):
+                    self.add(wrap(calm), 0, "d_near_miss", payload["author"], payload["lang"], "plain", None, pair)
+                elif shape != "bare":
                     self.add(wrap(extra), 0, "d_two_questions", payload["author"], payload["lang"], "plain", None, pair)
 
     def frames(self, times):
@@ -207,18 +221,19 @@ class Maker:
                     self.add(text, 0, kind, row["author"], row["lang"])
 
 
-def compose(train, harm, seed, without=None, scale=1.0):
+def compose(train, harm, seed, without=(), scale=1.0):
     """All composed rows. Counts follow the number of seeds, so that few authors
-    do not drown the labelled rows: about 9,000 attacked carriers at most."""
+    do not drown the labelled rows."""
     maker = Maker(train, harm, seed, without)
     kinds, n = maker.kinds, lambda budget, pool: max(1, min(12, round(scale * budget / max(1, len(pool)))))
     indirect = kinds["attack_indirect"]
     other = kinds["attack_direct"] + kinds["attack_leak"] + kinds["attack_multilingual"]
-    maker.in_carriers(indirect, n(3500, indirect))
-    maker.in_carriers(other, n(3000, other))
-    maker.direct(other, n(5000, other))
-    maker.frames(n(4000, kinds["frame"]))
-    maker.benign(n(8000, [r for k, group in kinds.items() if "benign" in k for r in group]))
+    maker.in_carriers(indirect, n(7000, indirect))
+    maker.in_carriers(other, n(5000, other))
+    maker.direct(other, n(6000, other))
+    maker.direct(indirect, n(1200, indirect))
+    maker.frames(n(5000, kinds["frame"]))
+    maker.benign(n(9000, [r for k, group in kinds.items() if "benign" in k for r in group]))
     # Payloads of the labelled rows in these carriers, so that carrier shapes do not give an author away.
     spans = [r for r in train if r.get("payload_span") and r["label"] == 1 and r["carrier"] != "plain"]
     reused = maker.rng.sample(spans, min(len(spans), round(3000 * scale)))

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 import fold
 import nets
 
-CLS, SEP = 2, 3
+UNK, CLS, SEP = 1, 2, 3
 
 
 class Pieces:
@@ -161,10 +161,10 @@ def groups_of_parameters(net, rate, head_rate):
 
 
 def train(net, pieces, y, *, weight=None, pair=None, soft=None, plan, rate, head_rate, size, seed, mine_at=(), say=print,
-          tag="", warm=0.06, decay=0.01, average=0.0, limit=None):
+          tag="", warm=0.06, decay=0.01, average=0.0, blank=0.0):
     """`plan(epoch, rng)` yields the row numbers of an epoch and returns None to
-    stop. y: [rows] or, for heads, [rows, labels] with NaN for unknown. With a
-    `limit` in seconds the rate reaches its end by then, and training stops."""
+    stop. y: [rows] or, for heads, [rows, labels] with NaN for unknown. `blank` is
+    the share of pieces that are shown as unknown, so that no single word decides."""
     rng = np.random.default_rng(seed)
     torch.manual_seed(seed)
     heads = y.ndim == 2
@@ -190,16 +190,13 @@ def train(net, pieces, y, *, weight=None, pair=None, soft=None, plan, rate, head
                 hardest[long] = score(net, pieces, long, True)[1]
         for batch in batches(chosen, pair, lengths, size, rng):
             share = step / max(1, total)
-            if limit:
-                share = max(share, (time.monotonic() - began) / limit)
-                if share >= 1:
-                    say(f"{tag} stopped after {step} steps, {drawn} windows")
-                    break
             scale = min(1.0, share / warm) if share < warm else max(0.02, (1 - share) / (1 - warm))
             for group in optimiser.param_groups:
                 group["lr"] = group["base"] * scale
             net.train()
             ids, mask = nets.padded([pieces.draw(n, rng, hardest) for n in batch])
+            if blank:
+                ids[(torch.rand(ids.shape) < blank) & (ids > SEP)] = UNK
             z = net(ids, mask)
             if heads:
                 loss = heads_loss(z, torch.tensor(y[batch]), head_weight)

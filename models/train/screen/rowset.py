@@ -19,7 +19,7 @@ def link_twins(rows):
     return rows
 
 
-def training_rows(labelled, harm, seed, without=None, scale=1.0, keep=lambda row: True):
+def training_rows(labelled, harm, seed, without=(), scale=1.0, keep=lambda row: True):
     rows = [dict(r) for r in labelled if keep(r)]
     link_twins(rows)
     return rows + [r for r in compose.compose(rows, harm, seed, without, scale) if keep(r)]
@@ -36,7 +36,9 @@ def arrays(rows):
 # what is mostly a matter for the decoder or is of weak quality.
 WEIGHT = {"encoded": 0.4, "r1_obfuscated": 0.4, "adv_suffix": 0.7, "bare_harmful": 0.7, "bare_harmless": 0.7, "f_harmful": 1.6, "f_harmless": 1.6,
           "benign_roleplay": 1.5, "r1_benign_roleplay": 1.3, "benign_trigger": 1.5, "r1_jailbreak_template": 2.0, "jailbreak_list": 2.0,
-          "deepinception": 1.5, "benign_frame": 1.3, "operator_prompt": 1.2}
+          "deepinception": 1.5, "benign_frame": 1.3, "operator_prompt": 1.2, "d_near_miss": 1.3, "frame_hard_benign": 1.5, "d_attack_direct": 1.5,
+          "d_attack_leak": 1.3, "d_attack_multilingual": 1.5, "d_attack_indirect": 1.2, "c_attack_indirect": 1.8, "c_attack_multilingual": 1.5,
+          "c_attack_direct": 1.3, "benign_technical": 1.2, "benign_multilingual": 1.2}
 
 
 class Sampler:

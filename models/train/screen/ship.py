@@ -40,14 +40,22 @@ def cut_points(p_ood, p_dev, y_ood, y_dev):
     return {"fpr_1_percent": one, "fpr_01_percent": max(one, ev.threshold_at(both, 0.001))}
 
 
-def held_out_scores(run, net_a, tok_a, net_b, tok_b):
-    """Largest logits of dev and dev_ood by both stages, kept in the work folder."""
+def unseen():
+    """Texts of authors whose every row was kept for measuring."""
+    rows = []
+    for path in sorted(Path(__file__).with_name("unseen").glob("*.jsonl")):
+        rows += [data.folded(json.loads(line)) for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
+    return rows
+
+
+def held_out_scores(run, parts, net_a, tok_a, net_b, tok_b):
+    """Largest logits of the held-out rows by both stages, kept in the work folder."""
     path = run.work / "scores.npz"
     if path.exists():
         kept = np.load(path)
-        return {(m, part): kept[f"{m}_{part}"] for m in "AB" for part in ("dev", "ood")}
+        return {(m, part): kept[f"{m}_{part}"] for m in "AB" for part in parts}
     z = {}
-    for part, rows in (("ood", run.ood), ("dev", run.dev)):
+    for part, rows in parts.items():
         z["A", part] = fit.score(net_a, fit.Pieces(rows, tok_a, steps.WINDOW_A, steps.OVERLAP_A, False))[:, 0]
         z["B", part] = fit.score(net_b, fit.Pieces(rows, tok_b, steps.WINDOW, steps.OVERLAP, True))[:, 0]
         run.say(f"{part} scored")
@@ -58,27 +66,30 @@ def held_out_scores(run, net_a, tok_a, net_b, tok_b):
 def injection(run):
     run.dev = run.dev[::2]   # every other row: B takes minutes for them all
     net_a, tok_a = steps.fit_a(run)
-    net_b, tok_b = steps.fit_b_more(run)
+    net_b, tok_b = steps.fit_b(run)
     net_b.load_state_dict({n: v.half().float() for n, v in net_b.state_dict().items()})
-    y = {"dev": np.array([r["label"] for r in run.dev]), "ood": np.array([r["label"] for r in run.ood])}
-    z = held_out_scores(run, net_a, tok_a, net_b, tok_b)
+    parts = {"ood": run.ood, "dev": run.dev, "unseen": unseen()}
+    y = {part: np.array([r["label"] for r in rows]) for part, rows in parts.items()}
+    z = held_out_scores(run, parts, net_a, tok_a, net_b, tok_b)
     calibration = {m: ev.platt(y["ood"], z[m, "ood"]) for m in "AB"}
-    p = {(m, part): ev.probability(z[m, part], *calibration[m]) for m in "AB" for part in ("dev", "ood")}
+    p = {(m, part): ev.probability(z[m, part], *calibration[m]) for m in "AB" for part in parts}
     low, high = ev.threshold_at(p["A", "ood"][y["ood"] == 0], GREY_SHARE), 1.0
-    for part in ("dev", "ood"):
+    for part in parts:
         p["A+B", part] = ev.combine(p["A", part], p["B", part], low, high, B_WEIGHT)
         p["A+B strict", part] = ev.combine(p["A", part], p["B", part], 0.0, 1.0, B_WEIGHT)
     limits = {m: cut_points(p[m, "ood"], p[m, "dev"], y["ood"], y["dev"]) for m in ("A", "B", "A+B", "A+B strict")}
     grey = {"low": low, "high": high, "dev": float(np.mean(p["A", "dev"][y["dev"] == 0] >= low)),
             "ood": float(np.mean(p["A", "ood"][y["ood"] == 0] >= low))}
     model = baseline.Ngrams().fit(run.rows()[::3])   # a third is enough for a yardstick
-    for part, rows in (("dev", run.dev), ("ood", run.ood)):
+    for part, rows in parts.items():
         p["n-grams", part] = model.score(rows)
     limits["n-grams"] = cut_points(p["n-grams", "ood"], p["n-grams", "dev"], y["ood"], y["dev"])
 
     text = []
     names = ["A", "B", "A+B", "A+B strict", "n-grams"]
-    for part, title, rows in (("ood", "dev_ood", run.ood), ("dev", "dev, every other row", run.dev)):
+    titles = {"ood": "dev_ood", "unseen": "texts of authors kept for measuring", "dev": "dev, every other row"}
+    for part, title in titles.items():
+        rows = parts[part]
         scores = {n: p[n, part] for n in names}
         text += [f"### {title}: pooled", "", ev.table(["scorer", "AUC", "recall at 1 % FPR", "recall at 5 % FPR"], ev.pooled(y[part], scores)), ""]
         one = {n: limits[n]["fpr_1_percent"] for n in names}
@@ -86,7 +97,7 @@ def injection(run):
         text += [f"### {title}: harmless texts left alone, per family, at the shipped 1 % threshold", "",
                  ev.table(["family", "rows", *names], ev.by_family(rows, scores, one, 0)), ""]
     pooled = {part: {n: (ev.auc(y[part], p[n, part]), ev.recall_at(y[part], p[n, part], .01), ev.recall_at(y[part], p[n, part], .05)) for n in names}
-              for part in ("dev", "ood")}
+              for part in parts}
 
     folder = run.out / "injection-a"
     t, b = calibration["A"]
@@ -130,7 +141,7 @@ def quantised(run, net_b, tok_b, text):
 
 
 REFUSAL_SOURCES = {"GPTFuzz responses": lambda r: "GPTFuzz" in r["source"],
-                   "templates in 17 languages": lambda r: r["kind"].startswith("refusal_"), "author a5": lambda r: r["source"] == "seeds a5"}
+                   "templates in 17 languages": lambda r: r["kind"].startswith("refusal_"), "author a5": lambda r: r["source"] == "seeds a5", "author c1": lambda r: r["source"] == "seeds c1"}
 
 
 def outputs(run):
@@ -194,9 +205,11 @@ def report(work, out, seed):
             f"A+B is the band (A's probability from {grey['low']:.3f} up goes to B: {100 * grey['ood']:.1f} % of dev_ood's and "
             f"{100 * grey['dev']:.1f} % of dev's harmless rows); A+B strict runs B on everything. Thresholds come from dev_ood's harmless rows. "
             "n-grams: hashed, 2^18 characters 3-5 and 2^18 words 1-3, logistic regression on a third of the training rows, windows of 350 characters.", "",
-            *kept["screening"], "### A source or an author left out (short CNN fits)", "",
-            "Each CNN here is a reduced fit of 2 epochs on 10,000 sampled rows (n-grams: 20,000 rows), so the shipped one is stronger; "
-            "`±x/n` is the range over n seeds. Negatives are the source's own and all of dev_ood's; the threshold of `benign right` has 1 % false positives on dev_ood.", "",
+            *kept["screening"], "### Sources and authors left out", "",
+            "Every figure is by a fit that saw neither the source nor its companions: the sources leave in six groups (`leftout.py` lists them). The fits "
+            "are short (A: 2 epochs on 20,000 sampled rows; B: 1 epoch on 8,000; n-grams: 20,000 rows), so the shipped ones are stronger. "
+            "`±x/n` is the range over n seeds. Negatives are the source's own and 900 of dev_ood's; the threshold of `benign right` has 1 % false "
+            "positives on those 900. What an author wrote as harmless are near misses of the attacks beside them, mostly.", "",
             by_source, "", "### The left-out author's texts by kind, at that threshold", "", by_author, "",
             "## Output scoring", "", *kept["scoring"]]
     if notes.exists():

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 import answers
+import base
 import compose
 import data
 import fit
@@ -34,7 +35,7 @@ class Run:
 
     def __init__(self, given):
         self.data, self.out, self.work, self.seed, self.quick = given.data, given.out, given.work, given.seed, given.quick
-        self.limit = given.limit
+        self.taught = given.taught
         self.work.mkdir(parents=True, exist_ok=True)
         self.began = time.monotonic()
         self.dev = data.injection(self.data, "dev")
@@ -83,42 +84,36 @@ class Run:
         return net.eval()
 
 
-def fit_b(run, name="b", epochs=3, count=18000, rate=6e-5):
+def b_from_base(run):
+    """B before fine-tuning: the taught layers, the kept pieces' embeddings as they are."""
     _, tokenizer, old = run.vocabularies()
+    path = run.work / "base.pt"
+    if not path.exists():
+        texts = [r["text"] for r in run.labelled]
+        torch.save(base.teach(texts, run.few(60000), run.seed, run.say), path)
+        run.say("base: taught")
     net = nets.from_minilm(old)
+    net.load_state_dict(torch.load(path), strict=False)
     for part in (net.embeddings.word_embeddings, net.embeddings.position_embeddings):
         part.weight.requires_grad_(False)
+    return net, tokenizer
+
+
+def fit_b(run, epochs=3, count=48000, rate=8e-5):
+    net, tokenizer = b_from_base(run)
 
     def make(net):
         rows = run.rows()
         y, pair = rowset.arrays(rows)
         pieces = fit.Pieces(rows, tokenizer, WINDOW, OVERLAP, True)
         run.say(f"B: {len(rows)} rows, mean window {pieces.lengths().mean() + 2:.0f} pieces")
-        torch.manual_seed(run.seed)
         fit.train(net, pieces, y, pair=pair, plan=rowset.Sampler(rows, pair, run.few(count), epochs, 0.55), rate=rate, head_rate=1e-3,
-                  size=32, seed=run.seed, say=run.say, tag="B", average=0.995)
-    return run.kept(name, net, make), tokenizer
+                  size=32, seed=run.seed, say=run.say, tag="B", average=0.998, blank=0.05)
+    torch.manual_seed(run.seed)
+    return run.kept("b", net, make), tokenizer
 
 
-def fit_b_more(run):
-    """Goes on from the first fit with rows composed anew, from every seed there is."""
-    before, tokenizer = fit_b(run)
-
-    def make(net):
-        net.load_state_dict(before.state_dict())
-        rows = run.rows(3)
-        y, pair = rowset.arrays(rows)
-        pieces = fit.Pieces(rows, tokenizer, WINDOW, OVERLAP, True)
-        run.say(f"B more: {len(rows)} rows, mean window {pieces.lengths().mean() + 2:.0f} pieces")
-        fit.train(net, pieces, y, pair=pair, plan=rowset.Sampler(rows, pair, run.few(50000), 1, 0.55), rate=5e-5, head_rate=1e-3,
-                  size=32, seed=run.seed + 2, say=run.say, tag="B more", average=0.995, limit=run.limit)
-    net = nets.Bert(vocab=before.embeddings.word_embeddings.weight.shape[0])
-    for part in (net.embeddings.word_embeddings, net.embeddings.position_embeddings):
-        part.weight.requires_grad_(False)
-    return run.kept("b_more", net, make), tokenizer
-
-
-def fit_a_first(run, epochs=2):
+def fit_a_first(run, epochs=1):
     """A short fit: finds the words to be calm about."""
     tokenizer = run.vocabularies()[0]
 
@@ -156,16 +151,15 @@ def teacher_chunks(run, net_b, tokenizer_b, rows, count, seed):
     return chunks, logits
 
 
-def fit_a(run, taught=0):
-    """Legs, each going on from the one before: all rows, then with calm texts and
-    mined windows, then the same twice more, drawn anew, at half the rate."""
+def fit_a(run):
+    """Legs, each going on from the one before: all rows; then with calm texts and
+    mined windows; then drawn anew at half the rate, with B as a teacher."""
     first, _ = fit_a_first(run)
-    middle, _ = fit_a_leg(run, "a", first, first, 1, 2e-3, 2, 55000, taught)
-    last, _ = fit_a_leg(run, "a_last", middle, middle, 2, 1e-3, 1, 60000, taught)
-    return fit_a_leg(run, "a_more", last, last, 3, 1e-3, 1, 110000, taught, run.limit)
+    middle, _ = fit_a_leg(run, "a", first, first, 1, 2e-3, 4, 80000)
+    return fit_a_leg(run, "a_last", middle, middle, 2, 1e-3, 1, 110000, run.taught)
 
 
-def fit_a_leg(run, name, before, shy, shift, rate, epochs, count, taught, limit=None):
+def fit_a_leg(run, name, before, shy, shift, rate, epochs, count, taught=0):
     tokenizer = run.vocabularies()[0]
 
     def make(net):
@@ -176,7 +170,7 @@ def fit_a_leg(run, name, before, shy, shift, rate, epochs, count, taught, limit=
         run.say("most suspicious words: " + " ".join(words[:40]))
         rows += overdefence.texts(words, queries, run.few(2500), run.seed)
         soft = np.full(len(rows), np.nan, np.float32)
-        if taught and (run.work / "b.pt").exists():
+        if taught:
             net_b, tokenizer_b = fit_b(run)
             chunks, logits = teacher_chunks(run, net_b, tokenizer_b, rows, run.few(taught), run.seed)
             rows, soft = rows + chunks, np.concatenate([soft, logits])
@@ -184,7 +178,7 @@ def fit_a_leg(run, name, before, shy, shift, rate, epochs, count, taught, limit=
         pieces = fit.Pieces(rows, tokenizer, WINDOW_A, OVERLAP_A, False)
         run.say(f"A: {len(rows)} rows, mean window {pieces.lengths().mean():.0f} pieces")
         fit.train(net, pieces, y, pair=pair, soft=soft, plan=rowset.Sampler(rows, pair, run.few(count), epochs, 0.7), rate=rate,
-                  head_rate=rate, size=64, seed=run.seed + shift - 1, mine_at=(0,), say=run.say, tag="A", average=0.998, limit=limit)
+                  head_rate=rate, size=64, seed=run.seed + shift - 1, mine_at=(0,), say=run.say, tag="A", average=0.998)
     torch.manual_seed(run.seed)
     return run.kept(name, nets.Cnn(VOCAB_A), make), tokenizer
 
@@ -222,8 +216,7 @@ def main():
     words.add_argument("--stage", choices=["all", "a", "b", "output", "left-out", "ship", "report"], default="all")
     words.add_argument("--seed", type=int, default=1)
     words.add_argument("--threads", type=int, default=2)
-    words.add_argument("--taught", type=int, default=0, help="pieces of text that B teaches A (needs B first); 0 for none, as in the shipped run")
-    words.add_argument("--limit", type=float, help="seconds after which the last leg of A and of B ends; none as a rule")
+    words.add_argument("--taught", type=int, default=25000, help="pieces of text that B teaches A in A's last leg; 0 for none")
     words.add_argument("--quick", action="store_true", help="tiny fits, to see that everything runs")
     given = words.parse_args()
     torch.set_num_threads(given.threads)
@@ -233,9 +226,9 @@ def main():
     run = Run(given)
     run.vocabularies()
     if given.stage in ("all", "b"):
-        fit_b_more(run)
+        fit_b(run)
     if given.stage in ("all", "a"):
-        fit_a(run, taught=given.taught)
+        fit_a(run)
     if given.stage in ("all", "output"):
         fit_output(run)
     if given.stage in ("all", "left-out"):
