@@ -370,5 +370,4 @@ fn typed(status: StatusCode, media: &'static str, body: Vec<u8>) -> Response<Ful
 }
 
 #[cfg(test)]
-#[path = "control_tests.rs"]
 mod tests;

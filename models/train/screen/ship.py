@@ -18,7 +18,7 @@ import train as steps
 VERSION = "1"
 DATA_REVISION = "2026-11-22"
 GREY_SHARE = 0.15   # of harmless held-out texts that A passes on to B
-B_WEIGHT = 0.4
+B_WEIGHT = 0.6
 
 
 def toml(path, lines):
