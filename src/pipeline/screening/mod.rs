@@ -25,7 +25,7 @@ use crate::{
     config::{Screen, ScreenRuntime, SecondStage, Task},
     screen::{
         Inspector, Origin, Passage, Rules, Scores,
-        output::leak::{Secretive, WORDS},
+        output::leak::{SAID_MAX, Secretive, WORDS},
     },
 };
 use memo::{Memo, key_of_prompts};
@@ -115,13 +115,13 @@ impl Screening {
             _ if !needed => Arc::default(),
             _ => Arc::new(Models::load(settings)),
         };
-        let quotable = settings.quotable.iter().map(|path| read_quotable(path));
+        let quotable = read_quotable(&settings.quotable)?;
         Ok(Self {
             settings: settings.clone(),
             models,
             inspector: Inspector::new(rules),
             prompts: Memo::default(),
-            quotable: quotable.collect::<Result<_, _>>()?,
+            quotable,
         })
     }
 
@@ -144,6 +144,9 @@ impl Screening {
     pub(super) fn secretive(&self, passages: &[Passage]) -> Option<Arc<Secretive>> {
         let own = passages.iter().filter(|passage| passage.origin == Origin::System);
         let own: Vec<&str> = own.map(|passage| passage.text.as_str()).collect();
+        if own.is_empty() && self.settings.canaries.is_empty() {
+            return None;
+        }
         let key = key_of_prompts(&own);
         if let Some(known) = self.prompts.get(key) {
             return Some(known);
@@ -169,16 +172,20 @@ impl Screening {
     }
 }
 
-/// Largest file of what answers may repeat; more is not looked at.
-const QUOTABLE_MAX_BYTES: usize = 256 * 1024;
-
-fn read_quotable(path: &Path) -> Result<String, SetupError> {
-    let failed = |what: String| SetupError(format!("{}: {what}", path.display()));
-    let text = std::fs::read_to_string(path).map_err(|error| failed(error.to_string()))?;
-    if text.len() > QUOTABLE_MAX_BYTES {
-        return Err(failed(format!("has {} bytes; allowed are {QUOTABLE_MAX_BYTES}", text.len())));
+/// Reads what answers may repeat: what would not be looked at is refused.
+fn read_quotable(paths: &[PathBuf]) -> Result<Vec<String>, SetupError> {
+    let (mut texts, mut bytes) = (Vec::new(), 0);
+    for path in paths {
+        let failed = |what: String| SetupError(format!("{}: {what}", path.display()));
+        let text = std::fs::read_to_string(path).map_err(|error| failed(error.to_string()))?;
+        bytes += text.len();
+        if bytes > SAID_MAX {
+            let what = format!("screen.quotable has {bytes} bytes with it; allowed are {SAID_MAX}");
+            return Err(failed(what));
+        }
+        texts.push(text);
     }
-    Ok(text)
+    Ok(texts)
 }
 
 /// Reads and checks a file of pattern rules.
@@ -345,11 +352,20 @@ impl Models {
         self.output.iter().chain(brought)
     }
 
+    /// Whether it is our own model for answers.
+    pub(super) fn is_ours(&self, judge: &Judge) -> bool {
+        self.output.as_ref().is_some_and(|own| std::ptr::eq(own, judge))
+    }
+
+    /// Whose word a finding in an answer is, for records.
+    pub(super) fn kind_of(&self, judge: &Judge) -> String {
+        if self.is_ours(judge) { "model".to_owned() } else { judge.name.clone() }
+    }
+
     /// The probability from which a label of an answer counts. `None`: it is a measure only.
     pub(super) fn bar_of_answer(&self, judge: &Judge, label: &str) -> Option<f32> {
-        let ours = self.output.as_ref().is_some_and(|own| std::ptr::eq(own, judge));
         let told = judge.model.thresholds().labels.get(label).copied();
-        told.or((!ours).then_some(UNTOLD)).map(|bars| bars.usual)
+        told.or((!self.is_ours(judge)).then_some(UNTOLD)).map(|bars| bars.usual)
     }
 
     /// Whether a model that would judge such texts is not here.

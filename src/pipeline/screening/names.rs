@@ -15,6 +15,9 @@ use crate::{
 };
 use std::collections::BTreeSet;
 
+/// Names that a line tells.
+const SHOWN_MAX: usize = 12;
+
 /// Heads of our model for answers; it need not be loaded for its names to be known.
 const HEADS: [&str; 4] = ["toxic", "unsafe", "refusal", "lowq"];
 
@@ -78,6 +81,3 @@ impl Screening {
         lines
     }
 }
-
-/// Names that a line tells.
-const SHOWN_MAX: usize = 12;

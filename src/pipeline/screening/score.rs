@@ -48,7 +48,7 @@ impl Screening {
         for judge in plan.judges() {
             let (scores, _) =
                 judge.judge(plan.owner, &[text], self.settings.windows_max, until).await?;
-            if plan.output().is_some_and(|own| std::ptr::eq(own, judge)) {
+            if self.models.is_ours(judge) {
                 heads.clone_from(&scores);
             }
             said.push((judge, scores));
@@ -63,7 +63,7 @@ impl Screening {
         for (judge, heads) in said {
             for (label, score) in judge.model.plan().labels.iter().zip(heads) {
                 if plan.counts(judge, label, score) {
-                    findings.push((label.clone(), judge.name.clone()));
+                    findings.push((label.clone(), self.models.kind_of(judge)));
                 }
                 add(&mut scores, label, score);
             }

@@ -221,8 +221,8 @@ impl Strand {
     }
 
     fn scored(&mut self, plan: &Plan, judge: &Judge, scores: &[f32], found: &mut Vec<Found>) {
-        let own = plan.output().is_some_and(|own| std::ptr::eq(own, judge));
-        if own {
+        let models = &plan.screening.models;
+        if models.is_ours(judge) {
             self.heads.resize(scores.len(), 0.0);
             for (best, score) in self.heads.iter_mut().zip(scores) {
                 *best = best.max(*score);
@@ -230,11 +230,7 @@ impl Strand {
         }
         for (label, score) in judge.model.plan().labels.iter().zip(scores) {
             if plan.counts(judge, label, *score) {
-                found.push(Found::new(
-                    label.clone(),
-                    if own { "model".to_owned() } else { judge.name.clone() },
-                    *score,
-                ));
+                found.push(Found::new(label.clone(), models.kind_of(judge), *score));
             }
         }
     }

@@ -19,7 +19,7 @@ use super::{
 };
 use std::{fmt, sync::Arc};
 
-pub use super::secretive::{CANARIES_MAX, How, Secretive, WORDS};
+pub use super::secretive::{CANARIES_MAX, How, SAID_MAX, Secretive, WORDS};
 
 /// A leak, in bytes of the stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -15,8 +15,8 @@ pub const WORDS: usize = 8;
 const WORDS_RANGE: (usize, usize) = (4, 16);
 /// Bytes of system prompts that are looked at, from their start.
 const PROMPTS_MAX: usize = 64 * 1024;
-/// Bytes of what the caller said that are looked at.
-const SAID_MAX: usize = 256 * 1024;
+/// Bytes of what anyone may hear that are looked at.
+pub const SAID_MAX: usize = 256 * 1024;
 /// Canaries that are looked for. Each costs a little at every letter.
 pub const CANARIES_MAX: usize = 32;
 
